@@ -1,0 +1,1 @@
+"""Tracks about one operation: a folder per track, a file per contender."""

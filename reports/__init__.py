@@ -1,0 +1,1 @@
+"""Results in, board out. Reads result files and the vocabulary only; imports no torch."""

@@ -1,0 +1,27 @@
+"""Names that become files, folders and links: one rule, checked wherever a name comes from outside."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+_SAFE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._+-]{0,98}[A-Za-z0-9_+-])?")
+
+
+def is_safe_name(name: object) -> bool:
+    """True for a name that may become a folder: no separators, no leading or trailing dot, at most 100 characters."""
+    return isinstance(name, str) and _SAFE.fullmatch(name) is not None and ".." not in name
+
+
+def slugify(text: str) -> str:
+    """Lower-case letters, digits and single dashes: ``"Raspberry Pi 5 (8 GB)"`` becomes ``raspberry-pi-5-8-gb``."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name nobody knows, with the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    return f"unknown {kind} {name!r}: {hint}"

@@ -1,0 +1,122 @@
+"""Intervals and ties: the statistics behind every rank.
+
+Paired log ratios of one duel are symmetric around the true log ratio (contender and baseline alternate in
+random order, so under equal speed swapping them changes nothing). For symmetric data the Hodges-Lehmann
+estimate with Wilcoxon's signed-rank interval is exact at any sample size, needs no random numbers, resists
+heavy tails and loses 5 % efficiency against the mean under normal noise. A percentile bootstrap of the
+median, which we tried first, covers about 90 % at ten blocks where 95 % is promised.
+
+Source: Hodges & Lehmann 1963, doi:10.1214/aoms/1177704172; Hollander, Wolfe & Chicken 2013, ch. 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = Sequence[float] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence bounds."""
+
+    value: float
+    lo: float
+    hi: float
+    n: int
+
+    @property
+    def halfwidth(self) -> float:
+        return (self.hi - self.lo) / 2
+
+    def exp(self) -> Interval:
+        """From log space back to ratios."""
+        return Interval(math.exp(self.value), math.exp(self.lo), math.exp(self.hi), self.n)
+
+
+@lru_cache(maxsize=512)
+def _signed_rank_cut(n: int, confidence: float) -> int:
+    """How many Walsh averages to drop at each end so that the interval keeps at least ``confidence``.
+
+    Exact distribution of the signed-rank sum up to n = 60, the normal approximation beyond.
+    Returns 0 where the sample is too small for the confidence asked: then the interval is the whole range.
+    """
+    tail = (1 - confidence) / 2
+    total = n * (n + 1) // 2
+    if n <= 60:
+        counts = np.zeros(total + 1)
+        counts[0] = 1.0
+        for rank in range(1, n + 1):
+            counts[rank:] = counts[rank:] + counts[:-rank]
+        below = np.cumsum(counts) / 2.0**n
+        return int(np.searchsorted(below, tail, side="right"))
+    z = NormalDist().inv_cdf(1 - tail)
+    sd = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    return max(0, math.floor(total / 2 - z * sd))
+
+
+def hodges_lehmann(values: Floats, confidence: float = 0.95) -> Interval:
+    """Centre of symmetric data: the median of all pairwise means, with the signed-rank interval.
+
+    Raises ValueError on an empty or non-finite sample.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"need at least one finite value, got {x.size} values")
+    i, j = np.triu_indices(x.size)
+    walsh = np.sort((x[i] + x[j]) / 2)
+    cut = _signed_rank_cut(int(x.size), confidence)
+    # cut counts the rank sums in the tail; the interval starts at the (cut)-th smallest Walsh average.
+    lo, hi = max(cut - 1, 0), min(walsh.size - cut, walsh.size - 1)
+    return Interval(float(np.median(walsh)), float(walsh[lo]), float(walsh[max(hi, lo)]), int(x.size))
+
+
+def median_interval(values: Floats, confidence: float = 0.95) -> Interval:
+    """Median with its order-statistic interval: distribution-free, so it holds for skewed times too."""
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"need at least one finite value, got {x.size} values")
+    n = int(x.size)
+    tail, cumulative, k = (1 - confidence) / 2, 0.0, 0
+    while k < n // 2:
+        cumulative += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+        if cumulative > tail:
+            break
+        k += 1
+    lo = max(k - 1, 0)
+    return Interval(float(np.median(x)), float(x[lo]), float(x[n - 1 - lo]), n)
+
+
+def apart(a: Interval, b: Interval, band: float) -> bool:
+    """Whether two log ratios against the same baseline are ranked apart.
+
+    Both must hold: their intervals do not cross, and they differ by more than ``band``, the largest A/A
+    difference this host showed for the case (in log units).
+    """
+    return (a.hi < b.lo or b.hi < a.lo) and abs(a.value - b.value) > band
+
+
+def geometric_mean(intervals: Sequence[Interval], draws: int = 2000, seed: int = 0) -> Interval:
+    """Geometric mean of ratios over cases (log intervals in, log interval out).
+
+    The interval bootstraps over cases and adds each case's own uncertainty, with a fixed seed so that two
+    renders of the same results are byte-equal.
+    """
+    if not intervals:
+        raise ValueError("no cases to average")
+    centre = np.array([i.value for i in intervals])
+    spread = np.array([i.halfwidth for i in intervals]) / 1.96
+    if len(intervals) == 1:
+        return intervals[0]
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, centre.size, (draws, centre.size))
+    means = (centre[picks] + rng.standard_normal(picks.shape) * spread[picks]).mean(axis=1)
+    lo, hi = np.quantile(means, [0.025, 0.975])
+    return Interval(float(centre.mean()), float(lo), float(hi), len(intervals))

@@ -1,0 +1,131 @@
+"""Track, Case, Contender: what is asked, at which sizes, and who answers.
+
+A *track* is one question with its cases, inputs, gate and baseline. It is a package in one of the rooms
+(``kernels/attention``, ``models/switch_lm``); its ``__init__.py`` defines ``TRACK`` and imports no torch,
+so that a host without torch can still list and explain it.
+
+A *contender* is one module of that package: the file name is its id, and the file defines ``CONTENDER``.
+Modules whose name starts with an underscore are private to the track. There is no registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+Device = Literal["cpu", "cuda"]
+Call = Callable[..., Any]
+
+
+class Unavailable(Exception):
+    """A contender cannot run here. The message is what the reader sees: "needs CUDA", "no bf16 in torch.fft"."""
+
+
+class Case(Protocol):
+    """One workload: a frozen dataclass of sizes, dtype and thread count, with a readable slug."""
+
+    @property
+    def slug(self) -> str:
+        """Name with fixed abbreviations, for example ``b1-h8-len1024-d64-causal-bf16-fwd``; unique in its track."""
+
+    @property
+    def axes(self) -> Mapping[str, str | int | float | bool]:
+        """The sizes by full name, for facets and charts on the board."""
+
+    @property
+    def dtype(self) -> str:
+        """``fp64``, ``fp32``, ``bf16``, ``fp16``, ``int8`` or ``int4``: selects the matrix-rate ceiling."""
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads a call may use; None is every core of the machine."""
+
+    def flops(self) -> float | None:
+        """Floating-point operations of one call that no correct implementation can avoid, or None."""
+
+    def bytes_moved(self) -> float | None:
+        """Bytes one call must move at least (each input read once, each output written once), or None."""
+
+
+CaseT = TypeVar("CaseT", bound=Case)
+CaseT_contra = TypeVar("CaseT_contra", bound=Case, contravariant=True)
+
+
+class Gate(Protocol[CaseT_contra]):
+    """The correctness check of a track; see ``archbench.checks`` for ready-made ones."""
+
+    def __call__(self, case: CaseT_contra, inputs: tuple[Any, ...], outputs: Any) -> float:
+        """Return the relative error of ``outputs``, or raise ``archbench.checks.Wrong`` with what and where."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell is measured."""
+
+    device: Device
+    cores: int  # CPU cores this process may use
+    memory_bytes: int  # of the device: GPU memory for cuda, host memory for cpu
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the paired clock looks at one cell."""
+
+    min_blocks: int = 10  # never fewer: seven is asv's own least for a significant difference
+    max_blocks: int = 200
+    ratio_halfwidth: float = 0.01  # stop once the 95 % interval of the ratio is within this share of it
+    budget_s: float = 3.0  # or once this much time is spent and min_blocks are done
+    min_sample_s: float = 0.002  # a sample repeats the call until it lasts at least this long
+    cuda_graph: bool = False  # replay calls from a CUDA graph: for launch-bound work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender(Generic[CaseT]):
+    """One implementation.
+
+    ``build(case)`` does the untimed set-up and returns the call that is timed. It raises ``Unavailable``
+    where this case or host is not supported. A file whose imports fail for want of a package is reported
+    as "needs the package X"; nothing has to be declared for that.
+    """
+
+    build: Callable[[CaseT], Call]
+    device: Device | None = None  # the only device it runs on; None: any
+    family: str = "own"  # "own", "torch", "compiler", "peer": facet on the board
+    differs: str | None = None  # set where it computes another function: timed in its own column, never ranked
+    gate: Gate[CaseT] | None = None  # its own gate, where it computes another function
+
+
+def _call_itself(case: Any, call: Call) -> Call:
+    return call
+
+
+def _everywhere(case: Any, place: Place) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track(Generic[CaseT]):
+    """One question. ``version`` is the series: raise it when old and new numbers no longer compare."""
+
+    name: str
+    question: str
+    version: str
+    baseline: str  # id of the contender every other one is paired with
+    test_cases: tuple[CaseT, ...]  # small and odd sizes: every commit, on CPU
+    bench_cases: tuple[CaseT, ...]  # what is measured
+    make_inputs: Callable[[CaseT, int, Device], tuple[Any, ...]]  # (case, seed, device) -> fresh inputs
+    gate: Gate[CaseT]
+    workload: Callable[[CaseT, Call], Call] = _call_itself  # wraps the contender's call: adds the backward pass, say
+    skip: Callable[[CaseT, Place], str | None] = _everywhere  # why a case is not measured at a place, or None
+    timing: Timing = field(default_factory=Timing)
+    protocol: str = "duel"  # a measuring protocol of archbench.harness.protocols
+    preload: tuple[str, ...] = ()  # modules asv's fork server imports once instead of every cell again
+    notes: str = ""  # method notes for the track's page: plain paragraphs
+
+    def case(self, slug: str) -> CaseT:
+        """The case of this slug. Raises KeyError when the track has none."""
+        for case in self.bench_cases + self.test_cases:
+            if case.slug == slug:
+                return case
+        raise KeyError(slug)
