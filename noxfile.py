@@ -1,0 +1,104 @@
+"""Sessions of the project: ``nox -l`` lists them, ``nox -s NAME`` runs one.
+
+Sessions that need torch run in the virtual environment nox itself runs in (the README makes ``.venv``), so that
+torch is installed once and ``.venv/bin/archbench`` is there afterwards. Light ones have their own.
+"""
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.error_on_missing_interpreters = True
+
+CONSTRAINTS = ("-c", "constraints.txt")
+
+
+def install(session: nox.Session) -> None:
+    """The project in editable mode with torch and the development tools, at the pinned versions."""
+    if sys.prefix == sys.base_prefix:
+        session.error("nox runs outside a virtual environment: make one first, as the README's commands do")
+    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[torch,dev]")
+
+
+def python(session: nox.Session, *arguments: str) -> None:
+    """Run the shared environment's Python."""
+    session.run(sys.executable, *arguments, external=True)
+
+
+@nox.session(python=False)
+def leaderboard(session: nox.Session) -> None:
+    """Measure every track on this machine and render the leaderboard."""
+    install(session)
+    python(session, "-m", "archbench", "machine")
+    python(session, "-m", "archbench", "run", *session.posargs)
+    python(session, "-m", "archbench", "board")
+
+
+@nox.session(python=False)
+def tests(session: nox.Session) -> None:
+    """Run the test suite."""
+    install(session)
+    python(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(reuse_venv=True)
+def types(session: nox.Session) -> None:
+    """Type-check the installed wheel, without torch, as a base install has it."""
+    session.install(*CONSTRAINTS, "mypy")
+    session.install(*CONSTRAINTS, "--force-reinstall", "--no-deps", ".")
+    session.install(*CONSTRAINTS, ".")
+    session.run("mypy", "-p", "archbench")
+
+
+@nox.session(python=False)
+def asv_smoke(session: nox.Session) -> None:
+    """Take asv through check, run, continuous, compare and publish on one small cell of this repository."""
+    install(session)
+    python(session, "tests/asv_smoke.py")
+
+
+@nox.session(python=False, default=False)
+def bench_harness(session: nox.Session) -> None:
+    """Measure the harness itself: what the paired clock costs a call, beside pytest-benchmark."""
+    install(session)
+    python(session, "-m", "pytest", "tests/bench_harness.py", "-p", "no:cacheprovider", *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def bench(session: nox.Session) -> None:
+    """Measure what the arguments name: nox -s bench -- attention/naive --case SLUG."""
+    install(session)
+    python(session, "-m", "archbench", "run", *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def board(session: nox.Session) -> None:
+    """Render the leaderboard from the results that are there."""
+    install(session)
+    python(session, "-m", "archbench", "board")
+
+
+@nox.session(python=False, default=False)
+def dev(session: nox.Session) -> None:
+    """Make .dev/archbench, a tree of links that editors and type checkers understand."""
+    root = Path(__file__).parent
+    tree = root / ".dev" / "archbench"
+    tree.mkdir(parents=True, exist_ok=True)
+    rooms = {name: root / name for name in ("hardware", "kernels", "models", "reports")}
+    files = {path.name: path for path in (root / "src" / "archbench").iterdir() if path.name != "__pycache__"}
+    for name, target in (files | rooms).items():
+        link = tree / name
+        if not link.is_symlink():
+            link.symlink_to(target)
+    session.log("point your editor at .dev (pyright: extraPaths, mypy: MYPYPATH=.dev)")

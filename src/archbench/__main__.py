@@ -1,0 +1,5 @@
+"""``python -m archbench``."""
+
+from archbench.cli import main
+
+main()

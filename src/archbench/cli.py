@@ -1,0 +1,317 @@
+"""The command line: ``archbench list | check | machine | run | board | serve | export``.
+
+Exit codes: 0 done; 1 the command ran and found something wrong (a red gate, a run without results);
+2 a mistake in the call (unknown names, no results, no repository), with a sentence on stderr that says what to do.
+No verb has an option that changes a number: what changes a number is a case or a contender.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from archbench import __version__
+from archbench.discovery import UnknownName, contender_modules, load_contender, load_track, select, track_modules
+
+if TYPE_CHECKING:
+    from archbench.cells import Cell
+    from archbench.reports.load import Problem
+
+app = typer.Typer(
+    help="Which implementation of a neural-network building block is best, for this case, on this machine?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Targets = Annotated[
+    list[str] | None, typer.Argument(help="TRACK or TRACK/CONTENDER; everything when left out.", show_default=False)
+]
+Results = Annotated[Path, typer.Option("--results", help="Folder of results.", show_default=True)]
+RESULTS = Path("reports/results")
+SITE = Path("reports/site")
+
+
+class ListFormat(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class ExportFormat(StrEnum):
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    err.print(f"archbench: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _report(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        err.print(f"skipped {problem.path}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
+    if problems:
+        err.print(f"{len(problems)} file(s) or record(s) did not count", style="yellow")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"archbench {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _inventory() -> list[dict[str, Any]]:
+    """What ``archbench list`` shows: tracks with their cases and each contender's status on this machine."""
+    from archbench.hardware.detect import default_device, detect, place
+    from archbench.harness.measure import availability
+
+    host = detect()
+    where = place(host, default_device(host))
+    tracks = []
+    for name in track_modules():
+        track = load_track(name)
+        contenders = []
+        for contender in contender_modules(name):
+            loaded = load_contender(name, contender)
+            status, reason = availability(loaded, where)
+            entry = {"contender": contender, "status": status, "reason": reason, "source": loaded.module}
+            contenders.append(entry | {"summary": loaded.note.summary})
+        tracks.append(
+            {
+                "track": name,
+                "question": track.question,
+                "baseline": track.baseline,
+                "cases": [case.slug for case in track.bench_cases],
+                "contenders": contenders,
+            }
+        )
+    return tracks
+
+
+@app.command("list")
+def list_tracks(
+    format: Annotated[ListFormat, typer.Option("--format", help="How to print it.")] = ListFormat.table,
+) -> None:
+    """Show the tracks, their cases and their contenders, and which of them can run here."""
+    tracks = _inventory()
+    if format is ListFormat.json:
+        for track in tracks:
+            for contender in track["contenders"]:
+                del contender["summary"]
+        print(json.dumps({"tracks": tracks}, indent=1, allow_nan=False))
+        return
+    for track in tracks:
+        table = Table(title=f"{track['track']}: {track['question']}", title_justify="left", caption_justify="left")
+        table.caption = f"{len(track['cases'])} cases, for example {track['cases'][0]}; baseline {track['baseline']}"
+        for column in ("contender", "here", "what it is"):
+            table.add_column(column, overflow="fold")
+        for entry in track["contenders"]:
+            state = "ok" if entry["status"] == "ok" else f"{entry['status']}: {entry['reason']}"
+            table.add_row(entry["contender"], state, entry["summary"])
+        out.print(table)
+
+
+@app.command()
+def check(targets: Targets = None) -> None:
+    """Ask every contender the test cases, without timing anything. Exit 1 when an answer is wrong."""
+    from archbench.harness.front import checks
+
+    try:
+        chosen = select(tuple(targets or ()))
+    except UnknownName as error:
+        _fail(str(error))
+    wrong = 0
+    for track, names in chosen.items():
+        table = Table(title=f"{track}: the gate at every test case", title_justify="left")
+        for column in ("contender", "right", "unsupported", "otherwise"):
+            table.add_column(column, overflow="fold")
+        with err.status(f"checking {track}"):
+            for name, verdicts in checks(track, names):
+                bad = [f"{v.case}: {v.status}: {v.reason}" for v in verdicts if v.status not in ("ok", "unsupported")]
+                wrong += len(bad)
+                skipped = [v for v in verdicts if v.status == "unsupported"]
+                note = f"{len(skipped)} ({skipped[0].reason})" if skipped else "0"
+                right = f"{sum(v.status == 'ok' for v in verdicts)} of {len(verdicts)}"
+                table.add_row(name, right, note, "\n".join(bad), style="red" if bad else None)
+        out.print(table)
+    if wrong:
+        _fail(f"{wrong} check(s) failed", 1)
+
+
+@app.command()
+def machine(
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure the ceilings again.")] = False,
+) -> None:
+    """Show this machine: what it is, what it was measured to reach, and write asv's machine file."""
+    from archbench.hardware.asv_machine import write
+    from archbench.hardware.detect import default_device, detect, machine_name
+    from archbench.hardware.profiles import match
+    from archbench.hardware.report import machine_tables
+    from archbench.harness.session import measured_ceilings
+
+    try:
+        host = detect()
+        device = default_device(host)
+        name = machine_name(host, device)
+    except ValueError as error:
+        _fail(str(error))
+    with err.status("measuring the ceilings (once per boot)"):
+        ceilings = measured_ceilings(host, device, refresh=refresh)
+    for table in machine_tables(host, name, ceilings, match(host, device)):
+        out.print(table)
+    out.print(f"asv machine file: {write(host, name)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    targets: Targets = None,
+    case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")] = None,
+) -> None:
+    """Measure on this machine (asv run on the current environment) and print the table."""
+    from archbench.hardware.detect import default_device, detect, place
+    from archbench.harness import front
+    from archbench.harness.repository import NoRepository
+
+    try:
+        configuration = front.find_configuration(Path.cwd())
+        host = detect()
+        wanted = front.plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)))
+        outcome = front.run(
+            wanted,
+            configuration,
+            front_progress := _Progress(),
+            waiting=lambda: err.print("waiting: another archbench run is measuring on this machine"),
+        )
+    except (UnknownName, FileNotFoundError, NoRepository) as error:
+        _fail(str(error))
+    except front.RunFailed as error:
+        _fail(str(error), 1)
+    finally:
+        if "front_progress" in locals():
+            front_progress.stop()
+    if outcome.run.dirty:
+        err.print("the work tree differs from its commit: these rows are marked dirty", style="yellow")
+    _print_cells(outcome.cells)
+    out.print(f"results: {outcome.path}\nnext: archbench board", highlight=False, soft_wrap=True)
+
+
+class _Progress:
+    """A bar with the remaining time on a terminal, a line per cell elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
+        )
+        self._task = self._bar.add_task("preparing", total=None)
+        if err.is_terminal:
+            self._bar.start()
+
+    def __call__(self, done: int, total: int, cell: Cell | None) -> None:
+        if cell is None:
+            self._bar.update(self._task, total=total, completed=0, description="machine, ceilings")
+            return
+        name = f"{cell.contender} {cell.case}"
+        self._bar.update(self._task, completed=done, description=name if done < total else "asv writes its files")
+        if not err.is_terminal:
+            err.print(f"[{done}/{total}] {name}: {_outcome(cell)}", markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def _outcome(cell: Cell) -> str:
+    from archbench.reports.formatting import ratio, seconds
+
+    if cell.status != "ok":
+        return f"{cell.status}: {cell.reason}"
+    slowdown = cell.metrics["slowdown"]
+    return f"{seconds(cell.metrics['latency_s'].value)}, {ratio(slowdown.value, slowdown.ci)} of {cell.baseline}"
+
+
+def _print_cells(cells: Sequence[Cell]) -> None:
+    for slug in dict.fromkeys(cell.case for cell in cells):
+        table = Table(title=slug, title_justify="left")
+        for column in ("contender", "result"):
+            table.add_column(column, overflow="fold")
+        group = [cell for cell in cells if cell.case == slug]
+        group.sort(key=lambda c: (c.status != "ok", c.metrics["slowdown"].value if c.status == "ok" else 0.0))
+        for cell in group:
+            table.add_row(cell.contender, _outcome(cell))
+        out.print(table)
+
+
+@app.command()
+def board(
+    results: Results = RESULTS,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to render into.")] = SITE,
+) -> None:
+    """Render the leaderboard from result files alone."""
+    from archbench.reports.load import NoResults
+    from archbench.reports.site import RenderRefused, render
+
+    try:
+        rendered = render(results, folder)
+    except (NoResults, RenderRefused) as error:
+        _fail(str(error))
+    _report(rendered.problems)
+    out.print(f"{rendered.pages} pages, {rendered.rows} rows", highlight=False)
+    out.print(str(rendered.index.resolve()), highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Option("--site", help="The rendered folder.")] = SITE,
+    port: Annotated[int, typer.Option("--port", help="Port on this machine only; 0 picks a free one.")] = 8000,
+) -> None:
+    """Preview the rendered leaderboard at a local address."""
+    from archbench.reports.serve import serve as serve_site
+
+    try:
+        serve_site(folder, port)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def export(
+    format: Annotated[ExportFormat, typer.Option("--format", help="json, csv or md.")] = ExportFormat.json,
+    results: Results = RESULTS,
+) -> None:
+    """Print the rows of the leaderboard; docs/export-format.md describes them."""
+    from archbench.reports.export import export as export_rows
+    from archbench.reports.load import NoResults
+
+    try:
+        text, problems = export_rows(results, format.value)
+    except NoResults as error:
+        _fail(str(error))
+    _report(problems)
+    sys.stdout.write(text)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

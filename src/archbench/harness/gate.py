@@ -1,0 +1,72 @@
+"""The gate as a contender meets it: fresh inputs, the same memory with other values, and a look back.
+
+What each step catches:
+- the contender runs before the reference, on its own copies: an input mutator cannot spoil the reference;
+- its outputs are copied to the host at once and compared again at the end: lazy or late work shows;
+- the second question uses the *same tensors* with new values: an answer cached by identity shows;
+- inputs are compared bit by bit afterwards: in-place work on them shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from archbench.checks import Wrong
+from archbench.harness.tensors import duplicate, refill, same, snapshot
+from archbench.track import Call, Contender, Device, Track
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Asks one contender of one case; ``work`` is its call wrapped by the track's workload."""
+
+    track: Track[Any]
+    case: Any
+    contender: Contender[Any]
+    work: Call
+    device: Device
+
+    def examine(self, seed: int) -> float:
+        """Two questions from ``seed``; the larger relative error. Raises Wrong."""
+        inputs = self.track.make_inputs(self.case, seed, self.device)
+        first, outputs, seen = self._ask(inputs)
+        kept = {name: array.copy() for name, array in seen.items()}
+        self._unchanged(outputs, kept)
+        del outputs
+        if not refill(inputs, self.track.make_inputs(self.case, seed + 1, self.device)):
+            return first
+        second, outputs, _ = self._ask(inputs)
+        return max(first, second)
+
+    def judge(self, inputs: tuple[Any, ...], outputs: Any) -> float:
+        """The track's gate, or the contender's own where it computes another function. Raises Wrong."""
+        gate = self.contender.gate or self.track.gate
+        return gate(self.case, inputs, outputs)
+
+    def _ask(self, inputs: tuple[Any, ...]) -> tuple[float, Any, dict[str, Any]]:
+        pristine = duplicate(inputs)
+        outputs = self.work(*inputs)
+        seen = snapshot(outputs)
+        for i, (before, after) in enumerate(zip(pristine, inputs, strict=True)):
+            if not same(before, after):
+                raise Wrong(f"changed its input[{i}] in place")
+        error = self.judge(pristine, _rebuilt(outputs, seen))
+        self._unchanged(outputs, seen)
+        return error, outputs, seen
+
+    def _unchanged(self, outputs: Any, seen: dict[str, Any]) -> None:
+        for name, array in snapshot(outputs).items():
+            if not np.array_equal(array, seen[name], equal_nan=True):
+                raise Wrong(f"{name} changed after the call had returned: work was still going on")
+
+
+def _rebuilt(outputs: Any, seen: dict[str, Any]) -> Any:
+    """The snapshot in the structure of the outputs, for the gate."""
+    if isinstance(outputs, dict):
+        return seen
+    if type(outputs) in (tuple, list):
+        return [seen.get(f"output[{i}]") for i in range(len(outputs))]
+    return seen["output"]

@@ -1,0 +1,228 @@
+"""One cell from start to end: build, gate, protocol, gate again, physics, meters, record.
+
+Whatever happens becomes a status with a reason; only a bug of ours escapes as an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import random
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from archbench.cells import Ceiling, Cell, Metric, Scalar, Status
+from archbench.checks import Wrong
+from archbench.discovery import Loaded, load_contender
+from archbench.hardware.load import Watch
+from archbench.hardware.meters import peak_device_bytes, peak_host_bytes
+from archbench.harness.energy import energy_of
+from archbench.harness.gate import Examiner
+from archbench.harness.physics import IMPOSSIBLE_ABOVE, floor
+from archbench.harness.protocols import PROTOCOLS, Findings, Setting
+from archbench.track import Call, Place, Track, Unavailable
+
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory", "bad_alloc")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of a run share: the place, its ceilings, its last-level cache."""
+
+    place: Place
+    ceilings: Sequence[Ceiling] = ()
+    cache_bytes: int = 0
+
+
+class Refused(Exception):
+    """A cell that ends here with a status; the message is the reason."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def availability(loaded: Loaded, place: Place) -> tuple[Status, str]:
+    """Whether a contender can be asked at all on this place, before any case is looked at."""
+    if loaded.entry is None:
+        return loaded.status, loaded.reason
+    wanted = loaded.entry.device
+    if wanted is not None and wanted != place.device:
+        return "unsupported", f"needs {'CUDA' if wanted == 'cuda' else 'a CPU host'}"
+    return "ok", ""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(mark in text for mark in _OUT_OF_MEMORY)
+
+
+def _last_frame(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    name = frames[-1].filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return f" ({name}:{frames[-1].lineno})"
+
+
+def settle(action: Callable[[], Any]) -> Any:
+    """Run foreign code; turn everything it can raise into ``Refused``."""
+    try:
+        return action()
+    except Refused:
+        raise
+    except Wrong as error:
+        raise Refused("wrong", str(error)) from error
+    except Unavailable as error:
+        raise Refused("unsupported", str(error)) from error
+    except Exception as error:  # the contender is foreign code: anything may come out of it
+        if _is_out_of_memory(error):
+            raise Refused("oom", f"out of memory: {str(error).partition(chr(10))[0]}") from error
+        first_line = str(error).strip().partition("\n")[0]
+        raise Refused("crashed", f"{type(error).__name__}: {first_line}{_last_frame(error)}") from error
+
+
+def _settings() -> dict[str, Any]:
+    """The global switches of torch a contender must leave as they were: it shares the process with the baseline."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "torch.get_num_threads()": torch.get_num_threads(),
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.get_default_dtype()": torch.get_default_dtype(),
+        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def examiner(track: Track[Any], case: Any, loaded: Loaded, place: Place) -> Examiner:
+    """Build a contender for a case. Raises Refused."""
+    status, reason = availability(loaded, place)
+    if status != "ok" or loaded.entry is None:
+        raise Refused(status, reason)
+    entry = loaded.entry
+    call: Call = settle(lambda: entry.build(case))
+    if not callable(call):
+        raise Refused("crashed", f"build() returned a {type(call).__name__}, not a call")
+    return Examiner(track, case, entry, track.workload(case, call), place.device)
+
+
+def preload(track: Track[Any]) -> None:
+    """Import what the track's cells need anyway; a package that is missing is the contender's to report."""
+    for name in track.preload:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def use_threads(case: Any, place: Place) -> None:
+    """Set torch's thread count to the case's, where torch is loaded."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(case.threads or place.cores)
+
+
+def check_cell(track: Track[Any], case: Any, contender: str, place: Place, seed: int | None = None) -> float:
+    """The gate alone: relative error of a contender on a case. Raises Refused."""
+    preload(track)
+    use_threads(case, place)
+    asked = examiner(track, case, load_contender(track.name, contender), place)
+    number = secrets.randbelow(1 << 30) if seed is None else seed
+    error: float = settle(lambda: asked.examine(number))
+    return error
+
+
+def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> Cell:
+    """Measure one cell in this process. Never raises for what a contender does."""
+    started, clock = utc_now(), time.monotonic()
+    host: dict[str, Scalar] = {}
+
+    def cell(status: Status, reason: str = "", **found: Any) -> Cell:
+        return Cell(
+            track=track.name,
+            case=case.slug,
+            contender=contender,
+            baseline=track.baseline,
+            status=status,
+            reason=reason,
+            started=started,
+            seconds=round(time.monotonic() - clock, 3),
+            host=host,
+            **found,
+        )
+
+    try:
+        found = _measure(track, case, contender, bench, host)
+    except Refused as refused:
+        return cell(refused.status, refused.reason)
+    limit = floor(case, bench.ceilings, bench.cache_bytes)
+    fraction = limit.seconds / found.latency_s if limit else None
+    if limit and fraction and fraction > IMPOSSIBLE_ABOVE:
+        reason = f"{fraction:.0%} of the measured {limit.kind} ceiling: no number is given"
+        return cell("impossible", reason, duel=None)
+    throttle = host.get("throttle")
+    if throttle:
+        return cell("throttled", f"the machine throttled while it was measured: {throttle}")
+    return cell(
+        "ok",
+        metrics=found.metrics,
+        control=found.control,
+        duel=found.duel,
+        series=found.series,
+        limit_fraction=fraction,
+        limit_kind=limit.kind if limit else None,
+        energy_trust="measured" if "energy_j" in found.metrics else None,
+    )
+
+
+def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: dict[str, Scalar]) -> Findings:
+    place = bench.place
+    preload(track)
+    use_threads(case, place)
+    before = _settings()
+    seed = secrets.randbelow(1 << 30)
+    host["seed"] = seed
+    host["threads"] = case.threads or place.cores
+    asked = examiner(track, case, load_contender(track.name, contender), place)
+    error = settle(lambda: asked.examine(seed))
+    try:
+        rival = examiner(track, case, load_contender(track.name, track.baseline), place)
+        if contender != track.baseline:
+            settle(lambda: rival.examine(seed))
+    except Refused as refused:
+        raise Refused("unsupported", f"the baseline {track.baseline} is {refused.status}: {refused.reason}") from refused
+    setting = Setting(asked, rival.work, place, bench.cache_bytes, seed + 10, random.Random(secrets.randbits(64)))
+    watch = Watch()
+    watch.start()
+    found: Findings = settle(lambda: PROTOCOLS[track.protocol](setting))
+    host.update(watch.stop())
+    error = max(error, found.error, settle(lambda: asked.examine(seed + 20)))
+    changed = [f"{key} from {value} to {_settings()[key]}" for key, value in before.items() if _settings()[key] != value]
+    if changed:
+        raise Refused("wrong", f"changed a global setting: {', '.join(changed)}")
+    extra = {"error": Metric(value=error, unit="ratio")}
+    inputs = track.make_inputs(case, seed + 30, place.device)
+    peak = peak_device_bytes if place.device == "cuda" else peak_host_bytes
+    extra["peak_bytes"] = Metric(value=float(settle(lambda: peak(lambda: asked.work(*inputs)))), unit="B")
+    energy = settle(lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s))
+    if energy is not None:
+        extra["energy_j"] = Metric(value=energy, unit="J")
+    return Findings(
+        metrics=found.metrics | extra,
+        latency_s=found.latency_s,
+        error=error,
+        control=found.control,
+        duel=found.duel,
+        series=found.series,
+    )

@@ -1,0 +1,171 @@
+"""A run: its header, its file, and what all of its cells share.
+
+``open_run`` is called once per ``asv run`` (from the suite's ``setup_cache``) and writes the header and the track
+notes; every cell then appends one line. The run's file is the only thing the processes of a run have in common.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+from archbench import __version__
+from archbench.cells import CELLS_DIR, SCHEMA, Ceiling, Cell, ContenderNote, Record, Run, TrackNote, decode, encode
+from archbench.discovery import contender_modules, load_contender, load_track, track_modules
+from archbench.hardware.ceilings import ceilings
+from archbench.hardware.detect import Host, default_device, detect, machine_name, place
+from archbench.hardware.profiles import match
+from archbench.harness.measure import Bench
+from archbench.harness.repository import Repository
+from archbench.names import is_safe_name
+from archbench.track import Device, Place
+
+PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "asv", "asv_runner")
+DTYPES = ("fp64", "fp32", "bf16", "fp16", "int8")
+RUN_FILE = "ARCHBENCH_RUN_FILE"  # set by `archbench run`, so that it can follow the run's progress
+REPOSITORY = "ARCHBENCH_REPOSITORY"  # set by `archbench run`: asv itself runs from a private folder
+
+
+class Session(msgspec.Struct, frozen=True):
+    """What ``setup_cache`` hands to every cell of a run (pickled by asv)."""
+
+    path: str
+    run: Run
+    device: Device
+    cores: int
+    memory_bytes: int
+    cache_bytes: int
+
+    def bench(self) -> Bench:
+        return Bench(Place(self.device, self.cores, self.memory_bytes), self.run.ceilings, self.cache_bytes)
+
+
+def versions(host: Host) -> dict[str, str]:
+    """Versions that can change a number, by package."""
+    found = {"python": platform.python_version(), "archbench": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if host.gpus:
+        found["driver"] = host.gpus[0].driver
+    return found
+
+
+def environment_name() -> str:
+    """asv's environment name when it has one of its own; never the path of an interpreter."""
+    if os.environ.get("ASV_ENV_TYPE", "existing") != "existing":
+        return os.environ.get("ASV_ENV_NAME", "")
+    return existing_name()
+
+
+def existing_name() -> str:
+    """The name of the current environment in result files: ``existing-py3.11-torch2.13.0+cpu``."""
+    name = f"existing-py{sys.version_info[0]}.{sys.version_info[1]}"
+    try:
+        return f"{name}-torch{version('torch')}"
+    except PackageNotFoundError:
+        return name
+
+
+def results_dir(configuration: Path) -> Path:
+    """Where asv's configuration file says results go."""
+    text = configuration.read_text(encoding="utf-8")
+    return configuration.parent / json.loads(text)["results_dir"]
+
+
+def track_note(name: str) -> TrackNote:
+    """The track as a reader of old results needs it: question, cases, contenders with their one-line summaries."""
+    track = load_track(name)
+    notes: dict[str, ContenderNote] = {name: load_contender(track.name, name).note for name in contender_modules(name)}
+    return TrackNote(
+        track=track.name,
+        question=track.question,
+        version=track.version,
+        baseline=track.baseline,
+        cases={case.slug: dict(case.axes) for case in track.bench_cases},
+        contenders=notes,
+        notes=track.notes,
+    )
+
+
+def measured_ceilings(host: Host, device: Device, *, refresh: bool = False) -> list[Ceiling]:
+    """This machine's ceilings, measured once per boot, with the datasheet's figure beside each where one is known."""
+    where = place(host, device)
+    threads = sorted({1, where.cores})
+    return ceilings(host, device, dtypes=DTYPES, threads=threads, refresh=refresh)
+
+
+def open_run() -> Session:
+    """Write a run's header and track notes. Raises ValueError for an unusable machine name, OSError for the file."""
+    host = detect()
+    device = default_device(host)
+    machine = machine_name(host, device)
+    if not is_safe_name(machine):
+        raise ValueError(f"{machine!r} cannot be a machine name: letters, digits and . _ + - only")
+    folder = Path(os.environ.get(REPOSITORY) or os.environ.get("ASV_CONF_DIR") or Path.cwd())
+    repository = Repository.containing(folder)
+    now = datetime.now(UTC)
+    identity = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    commit = os.environ.get("ASV_COMMIT") or repository.head()
+    profile = match(host, device)
+    run = Run(
+        schema=SCHEMA,
+        run=identity,
+        machine=machine,
+        commit=commit,
+        commit_date=repository.date(commit),
+        dirty="ASV_COMMIT" not in os.environ and repository.is_dirty(),
+        started=now.isoformat(timespec="seconds"),
+        device=device,
+        host=host.facts(),
+        ceilings=measured_ceilings(host, device),
+        profile=profile.id if profile else None,
+        versions=versions(host),
+        environment=environment_name(),
+    )
+    given = os.environ.get(RUN_FILE)
+    path = Path(given) if given else results_dir(folder / "asv.conf.json") / machine / CELLS_DIR / f"{identity}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    append(path, run)
+    for track in track_modules():
+        append(path, track_note(track))
+    where = place(host, device)
+    return Session(str(path), run, device, where.cores, where.memory_bytes, last_level_cache(host, device))
+
+
+def last_level_cache(host: Host, device: Device) -> int:
+    """Bytes inputs must exceed to come from memory: the L2 of the GPU, else the largest CPU cache."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    facts = host.facts()
+    return max((int(facts.get(f"cpu.cache.l{level}_bytes") or 0) for level in (1, 2, 3)), default=0)
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one line and see it to the disk: a power cut loses at most the cell in flight."""
+    line = encode(record) + b"\n"
+    with path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finished(path: Path, track: str, case: str, contender: str) -> Cell | None:
+    """The cell of this run, if it is measured already: several asv metrics share one measurement."""
+    for line in reversed(path.read_bytes().splitlines()):
+        record = decode(line)
+        if isinstance(record, Cell) and (record.track, record.case, record.contender) == (track, case, contender):
+            return record
+    return None
