@@ -25,7 +25,13 @@ def run(*command: str, cwd: Path, home: Path, allowed: tuple[int, ...] = (0,)) -
     environment |= {"HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / "gitconfig")}
     environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     done = subprocess.run(
-        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode not in allowed:
         sys.exit(f"{done.stdout[-6000:]}\nexit code {done.returncode}")

@@ -39,7 +39,14 @@ def test_a_number_json_does_not_have_is_refused_by_name(bad: float) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"[]", b'{"record": "cell"}', encode(cell()).replace(b'"ok"', b'"fine"'), b'{"record": "cell", "x": NaN}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"record": "cell"}',
+        encode(cell()).replace(b'"ok"', b'"fine"'),
+        b'{"record": "cell", "x": NaN}',
+    ],
 )
 def test_what_is_not_a_record_is_a_decode_error(line: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):

@@ -43,9 +43,7 @@ def duel(ratio: float, rng: random.Random, *, jitter: float = 0.02, tails: bool)
     """A simulated duel on the real clock: the log ratio and the A/A band of the same blocks."""
     timer = SimulatedTimer({"contender": 0.01 * ratio, "baseline": 0.01}, rng, jitter, tails)
     ticks = iter(range(10**9))
-    blocks, _ = fight(
-        contender, baseline, [()], timer, Timing(budget_s=60), rng=rng, now=lambda: float(next(ticks))
-    )
+    blocks, _ = fight(contender, baseline, [()], timer, Timing(budget_s=60), rng=rng, now=lambda: float(next(ticks)))
     return hodges_lehmann(log_ratios(blocks)), abs(hodges_lehmann(control_log_ratios(blocks)).value)
 
 

@@ -118,7 +118,12 @@ def test_a_dead_child_is_a_failure_with_a_record(session: Session, monkeypatch: 
 
 def test_unsupported_is_asvs_not_available(session: Session) -> None:
     cell = Cell(
-        track="attention", case=CASE, contender="sdpa_cudnn", baseline="torch_sdpa", status="unsupported", reason="needs CUDA"
+        track="attention",
+        case=CASE,
+        contender="sdpa_cudnn",
+        baseline="torch_sdpa",
+        status="unsupported",
+        reason="needs CUDA",
     )
     append(Path(session.path), cell)
     with pytest.raises(NotImplementedError, match="needs CUDA"):

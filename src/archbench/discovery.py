@@ -109,7 +109,7 @@ def load_contender(track: str, contender: str) -> Loaded:
         if error.name is not None and not error.name.startswith("archbench"):
             return failed("unsupported", f"needs the package {error.name.partition('.')[0]}")
         return failed("crashed", f"import failed: {error}")
-    except Exception as error:  # a contender is foreign code: whatever it raises, the others go on
+    except Exception as error:  # noqa: BLE001 - a contender is foreign code: whatever it raises, the others go on
         return failed("crashed", f"import failed: {type(error).__name__}: {error}")
     if not isinstance(entry, Contender):
         return failed("crashed", f"CONTENDER is a {type(entry).__name__}, not a Contender")

@@ -6,11 +6,12 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from archbench.hardware.clock import Audit, LateWork, calibrate, control_log_ratios, fight, log_ratios
+from archbench.hardware.clock import Audit, LateWork, calibrate, control_log_ratios, fight
 from archbench.hardware.timers import CpuTimer, CudaTimer, Inputs, Sample
 from archbench.stats import hodges_lehmann
 from archbench.track import Call, Timing
@@ -76,7 +77,7 @@ def test_input_sets_rotate_so_that_no_call_meets_the_set_of_the_call_before() ->
     sets = [(i,) for i in range(5)]
     fight(slow, quick, sets, timer, Timing())
     for batch in timer.seen:
-        assert all(a != b for a, b in zip(batch, batch[1:], strict=False))
+        assert all(a != b for a, b in pairwise(batch))
     assert {inputs for batch in timer.seen for inputs in batch} == set(sets)
 
 

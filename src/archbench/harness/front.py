@@ -117,9 +117,7 @@ def measuring_alone(waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def run(
-    wanted: Plan, configuration: Path, progress: Progress, waiting: Callable[[], None] = lambda: None
-) -> Outcome:
+def run(wanted: Plan, configuration: Path, progress: Progress, waiting: Callable[[], None] = lambda: None) -> Outcome:
     """Measure the planned cells and merge them into the results.
 
     ``progress(done, total, cell)`` is called as cells finish. Raises RunFailed, NoRepository, OSError.

@@ -6,6 +6,7 @@ It leads its own process group, dies with its parent, and everything it started 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -86,7 +87,7 @@ def _child(work: Callable[[], bytes], writer: int, parent: int) -> None:
         while view:
             view = view[os.write(writer, view) :]
         code = 0
-    except BaseException:  # the child must end here, whatever happened: the parent owns the stack above
+    except BaseException:  # noqa: BLE001 - the child must end here, whatever happened: the parent owns the stack above
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
@@ -95,7 +96,5 @@ def _child(work: Callable[[], bytes], writer: int, parent: int) -> None:
 
 
 def _kill_group(child: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -86,7 +86,7 @@ def settle(action: Callable[[], Any]) -> Any:
         raise Refused("wrong", str(error)) from error
     except Unavailable as error:
         raise Refused("unsupported", str(error)) from error
-    except Exception as error:  # the contender is foreign code: anything may come out of it
+    except Exception as error:  # noqa: BLE001 - the contender is foreign code: anything may come out of it
         if _is_out_of_memory(error):
             raise Refused("oom", f"out of memory: {str(error).partition(chr(10))[0]}") from error
         first_line = str(error).strip().partition("\n")[0]
@@ -201,14 +201,18 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
         if contender != track.baseline:
             settle(lambda: rival.examine(seed))
     except Refused as refused:
-        raise Refused("unsupported", f"the baseline {track.baseline} is {refused.status}: {refused.reason}") from refused
+        raise Refused(
+            "unsupported", f"the baseline {track.baseline} is {refused.status}: {refused.reason}"
+        ) from refused
     setting = Setting(asked, rival.work, place, bench.cache_bytes, seed + 10, random.Random(secrets.randbits(64)))
     watch = Watch()
     watch.start()
     found: Findings = settle(lambda: PROTOCOLS[track.protocol](setting))
     host.update(watch.stop())
     error = max(error, found.error, settle(lambda: asked.examine(seed + 20)))
-    changed = [f"{key} from {value} to {_settings()[key]}" for key, value in before.items() if _settings()[key] != value]
+    changed = [
+        f"{key} from {value} to {_settings()[key]}" for key, value in before.items() if _settings()[key] != value
+    ]
     if changed:
         raise Refused("wrong", f"changed a global setting: {', '.join(changed)}")
     extra = {"error": Metric(value=error, unit="ratio")}

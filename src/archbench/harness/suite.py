@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from archbench.cells import Cell, Started, encode, decode
+from archbench.cells import Cell, Started, decode, encode
 from archbench.discovery import contender_modules, load_track
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import measure_cell, utc_now
