@@ -243,7 +243,7 @@ class _Progress:
 
 
 def _outcome(cell: Cell) -> str:
-    from archbench.reports.formatting import ratio, seconds
+    from archbench.formatting import ratio, seconds
 
     if cell.status != "ok":
         return f"{cell.status}: {cell.reason}"
