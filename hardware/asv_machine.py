@@ -36,7 +36,7 @@ def machine_entry(host: Host, name: str) -> dict[str, str]:
 
 
 def write(host: Host, name: str, path: Path | None = None) -> Path:
-    """Add this machine to ``~/.asv-machine.json``, keeping the others. Raises ValueError for a file that is not JSON."""
+    """Add this machine to ``~/.asv-machine.json``, keeping the others. Raises ValueError for one that is not JSON."""
     path = path or Path.home() / ".asv-machine.json"
     known: dict[str, Any] = {}
     if path.exists():

@@ -111,15 +111,9 @@ def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceil
     found = []
     before = torch.get_num_threads()
     try:
-        source = torch.ones(size // 4, dtype=torch.float32)
-        target = torch.empty_like(source)
         for count in threads:
             torch.set_num_threads(count)
-            copy = _best_seconds(lambda: target.copy_(source))
-            found.append(Ceiling("copy", 2 * size / copy, "B/s", threads=count))
-            read = _best_seconds(lambda: torch.sum(source))
-            found.append(Ceiling("read", size / read, "B/s", threads=count))
-        del source, target
+            found += _bandwidth(torch, size, "cpu", count, _best_seconds)
         for count in threads:
             torch.set_num_threads(count)
             for dtype in dtypes:
@@ -129,6 +123,18 @@ def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceil
     finally:
         torch.set_num_threads(before)
     return found
+
+
+def _bandwidth(
+    torch: Any, size: int, device: str, threads: int | None, best: Callable[[Callable[[], Any]], float]
+) -> list[Ceiling]:
+    """Copy and read bandwidth over buffers of ``size`` bytes; they are freed on return."""
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return [
+        Ceiling("copy", 2 * size / best(lambda: target.copy_(source)), "B/s", threads=threads),
+        Ceiling("read", size / best(lambda: torch.sum(source)), "B/s", threads=threads),
+    ]
 
 
 def _product(torch: Any, dtype: str, n: int, device: str) -> Callable[[], Any] | None:
@@ -173,7 +179,7 @@ def _numpy(size: int, dtypes: Sequence[str]) -> list[Ceiling]:
     target = np.empty_like(source)
     found = [
         Ceiling("copy", 2 * size / _best_seconds(lambda: np.copyto(target, source)), "B/s"),
-        Ceiling("read", size / _best_seconds(lambda: source.max()), "B/s"),
+        Ceiling("read", size / _best_seconds(source.max), "B/s"),
     ]
     for dtype, kind in (("fp64", np.float64), ("fp32", np.float32)):
         if dtype in dtypes:
@@ -200,13 +206,7 @@ def _cuda(dtypes: Sequence[str]) -> list[Ceiling]:
 
     free, _ = torch.cuda.mem_get_info()
     size = buffer_bytes(max(int(torch.cuda.get_device_properties(0).L2_cache_size), 512 << 20), free)
-    source = torch.ones(size // 4, dtype=torch.float32, device="cuda")
-    target = torch.empty_like(source)
-    found = [
-        Ceiling("copy", 2 * size / best(lambda: target.copy_(source)), "B/s"),
-        Ceiling("read", size / best(lambda: torch.sum(source)), "B/s"),
-    ]
-    del source, target
+    found = _bandwidth(torch, size, "cuda", None, best)
     for dtype in dtypes:
         rates = []
         for n in (4096, 8192):

@@ -171,9 +171,10 @@ def mac_cpu(ask: Callable[[str], str] = sysctl) -> Cpu:
     model = ask("machdep.cpu.brand_string") or "unknown"
     total = int(ask("hw.ncpu") or psutil.cpu_count() or 1)
     apple = model.startswith("Apple")
-    isa = [name for key, name in (("FEAT_DotProd", "dotprod"), ("FEAT_BF16", "BF16"), ("FEAT_I8MM", "i8mm"))]
-    present = [n for k, n in zip(("FEAT_DotProd", "FEAT_BF16", "FEAT_I8MM"), isa, strict=True) if ask(f"hw.optional.arm.{k}") == "1"]
-    caches = {level: int(ask(f"hw.perflevel0.{key}") or ask(f"hw.{key}") or 0) for level, key in ((1, "l1dcachesize"), (2, "l2cachesize"))}
+    features = {"FEAT_DotProd": "dotprod", "FEAT_BF16": "BF16", "FEAT_I8MM": "i8mm"}
+    present = [name for key, name in features.items() if ask(f"hw.optional.arm.{key}") == "1"]
+    keys = {1: "l1dcachesize", 2: "l2cachesize"}
+    caches = {level: int(ask(f"hw.perflevel0.{key}") or ask(f"hw.{key}") or 0) for level, key in keys.items()}
     return Cpu(
         model=model,
         vendor="apple" if apple else "intel",

@@ -56,7 +56,15 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
         for level, size in sorted(self.cpu.cache_bytes.items()):
             facts[f"cpu.cache.l{level}_bytes"] = size
         for i, gpu in enumerate(self.gpus):
-            for key in ("name", "memory_bytes", "driver", "power_limit_w", "clock_max_hz", "memory_clock_max_hz", "capability"):
+            for key in (
+                "name",
+                "memory_bytes",
+                "driver",
+                "power_limit_w",
+                "clock_max_hz",
+                "memory_clock_max_hz",
+                "capability",
+            ):
                 facts[f"gpu.{i}.{key}"] = getattr(gpu, key)
         if not self.gpus:
             facts["gpu"] = self.no_gpu_reason
@@ -72,7 +80,13 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 def virtualization(root: Path = Path("/")) -> str:
     """The hypervisor or container kind, or "none": CPU flag, DMI product, container marks."""
     product = read_text(root / "sys/class/dmi/id/product_name") + " " + read_text(root / "sys/class/dmi/id/sys_vendor")
-    for mark, name in (("KVM", "kvm"), ("QEMU", "kvm"), ("VMware", "vmware"), ("VirtualBox", "virtualbox"), ("EC2", "kvm")):
+    for mark, name in (
+        ("KVM", "kvm"),
+        ("QEMU", "kvm"),
+        ("VMware", "vmware"),
+        ("VirtualBox", "virtualbox"),
+        ("EC2", "kvm"),
+    ):
         if mark in product:
             return name
     hypervisor = read_text(root / "sys/hypervisor/type")
@@ -121,7 +135,7 @@ def default_device(host: Host) -> Device:
 
 
 def gpu_name(name: str) -> str:
-    """``nvidia-h100-sxm`` from "NVIDIA H100 80GB HBM3": the HBM3 card without "PCIe" or "NVL" in its name is the SXM one."""
+    """``nvidia-h100-sxm`` from "NVIDIA H100 80GB HBM3": a card without "PCIe" or "NVL" in its name is the SXM one."""
     text = re.sub(r"\b\d+\s?GB\b", "", name.removeprefix("NVIDIA ").removeprefix("GeForce "), flags=re.IGNORECASE)
     if re.match(r"H100\b", text) and not re.search(r"PCIe|NVL", text):
         text = "H100 SXM"
@@ -135,7 +149,9 @@ def cpu_name(host: Host) -> str:
     if host.board:
         return f"{host.board.family}-{max(1, round(host.memory_bytes / GIB))}gb"
     cpu = host.cpu
-    line = next((word for word in ("epyc", "ryzen", "xeon", "core") if re.search(rf"\b{word}\b", cpu.model.lower())), "")
+    line = next(
+        (word for word in ("epyc", "ryzen", "xeon", "core") if re.search(rf"\b{word}\b", cpu.model.lower())), ""
+    )
     if cpu.vendor == "intel" and cpu.microarchitecture and line == "xeon":
         line = ""  # "xeon" says nothing a microarchitecture does not
     parts = [cpu.vendor or slugify(cpu.architecture), line, cpu.microarchitecture or slugify(cpu.model)[:40]]

@@ -96,7 +96,9 @@ def visible(gpus: list[Gpu], mask: str | None) -> list[Gpu]:
         if entry.lstrip("+").isdigit():
             matching = gpus[int(entry) : int(entry) + 1]
         else:
-            matching = [gpu for gpu in gpus if gpu.uuid.lower().startswith(entry.lower())] if entry[:4] == "GPU-" else []
+            matching = (
+                [gpu for gpu in gpus if gpu.uuid.lower().startswith(entry.lower())] if entry[:4] == "GPU-" else []
+            )
         if len(matching) != 1 or matching[0] in chosen:
             break
         chosen.append(matching[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import Copy
+
+from working_copy import Copy
 
 NEW = '''"""A contender that was not there before.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy import ToyCase, honest, measured
 
 from archbench.cells import Ceiling, encode
 from archbench.track import Unavailable
+from toy_track import ToyCase, honest, measured
 
 
 def no_op(case: ToyCase) -> Callable[..., Any]:

@@ -86,7 +86,7 @@ def settle(action: Callable[[], Any]) -> Any:
         raise Refused("wrong", str(error)) from error
     except Unavailable as error:
         raise Refused("unsupported", str(error)) from error
-    except Exception as error:  # noqa: BLE001 - the contender is foreign code: anything may come out of it
+    except Exception as error:
         if _is_out_of_memory(error):
             raise Refused("oom", f"out of memory: {str(error).partition(chr(10))[0]}") from error
         first_line = str(error).strip().partition("\n")[0]
