@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -133,22 +134,23 @@ def _bandwidth(
     target = torch.empty_like(source)
     return [
         Ceiling("copy", 2 * size / best(lambda: target.copy_(source)), "B/s", threads=threads),
-        Ceiling("read", size / best(lambda: torch.sum(source)), "B/s", threads=threads),
+        Ceiling("read", size / best(lambda: source.sum()), "B/s", threads=threads),
     ]
 
 
 def _product(torch: Any, dtype: str, n: int, device: str) -> Callable[[], Any] | None:
     """An n x n matrix product in a dtype, or None where torch has none on this device."""
+    call: Callable[[], Any]
     kinds = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if dtype == "int8":
         a = torch.randint(-8, 8, (n, n), dtype=torch.int8, device=device)
         b = torch.randint(-8, 8, (n, n), dtype=torch.int8, device=device).t().contiguous().t()
-        call = lambda: torch._int_mm(a, b)  # noqa: E731
+        call = partial(torch._int_mm, a, b)
     elif dtype in kinds:
         a = torch.randn(n, n, device=device).to(kinds[dtype])
         b = torch.randn(n, n, device=device).to(kinds[dtype])
         out = torch.empty(n, n, dtype=kinds[dtype], device=device)
-        call = lambda: torch.mm(a, b, out=out)  # noqa: E731
+        call = partial(torch.mm, a, b, out=out)
     else:
         return None
     try:
@@ -184,7 +186,7 @@ def _numpy(size: int, dtypes: Sequence[str]) -> list[Ceiling]:
     for dtype, kind in (("fp64", np.float64), ("fp32", np.float32)):
         if dtype in dtypes:
             a = np.random.default_rng(0).normal(size=(1024, 1024)).astype(kind)
-            found.append(Ceiling("matrix", 2 * 1024**3 / _best_seconds(lambda a=a: a @ a), "op/s", dtype=dtype))
+            found.append(Ceiling("matrix", 2 * 1024**3 / _best_seconds(partial(np.matmul, a, a)), "op/s", dtype=dtype))
     return found
 
 

@@ -130,33 +130,34 @@ def linux_cpu(root: Path = Path("/"), architecture: str | None = None) -> Cpu:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
     total = len(re.findall(r"^processor\s*:", text, re.MULTILINE)) or psutil.cpu_count() or 1
-    arch = architecture or platform.machine()
-    common = {
-        "architecture": arch,
-        "cores": min(usable_cores(root), total),
-        "cores_total": total,
-        "cache_bytes": cache_sizes(root),
-    }
+    machine = Cpu(
+        model="unknown",
+        vendor="",
+        architecture=architecture or platform.machine(),
+        cores=min(usable_cores(root), total),
+        cores_total=total,
+        cache_bytes=cache_sizes(root),
+    )
     if "vendor_id" in fields:
         flags = set(fields.get("flags", "").split())
         vendor = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}.get(fields["vendor_id"], "")
-        return Cpu(
+        return msgspec.structs.replace(
+            machine,
             model=fields.get("model name", "unknown"),
             vendor=vendor,
             microarchitecture=x86_microarchitecture(
                 vendor, int(fields.get("cpu family", "0")), int(fields.get("model", "0")), flags
             ),
             isa=tuple(name for flag, name in _X86_ISA.items() if flag in flags),
-            **common,
         )
     features = set(fields.get("features", "").split())
     part = _ARM_PARTS.get(fields.get("cpu part", ""), "")
-    return Cpu(
+    return msgspec.structs.replace(
+        machine,
         model=fields.get("model name") or part.replace("-", " ").title() or "unknown",
         vendor="arm" if fields.get("cpu implementer") == "0x41" else "",
         microarchitecture=part,
         isa=tuple(name for flag, name in _ARM_ISA.items() if flag in features),
-        **common,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import platform
 import re
 import sys
 import threading
@@ -30,7 +31,7 @@ def peak_host_bytes(call: Callable[[], Any], root: Path = Path("/")) -> int:
     """
     gc.collect()
     status, reset = root / "proc/self/status", root / "proc/self/clear_refs"
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         with contextlib.suppress(AttributeError, OSError):  # musl has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
         try:
@@ -85,7 +86,8 @@ def peak_device_bytes(call: Callable[[], Any]) -> int:
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
     del result
-    return int(peak - before)
+    added: int = peak - before
+    return added
 
 
 @dataclass

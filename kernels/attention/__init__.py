@@ -152,13 +152,13 @@ def _make_inputs(case: AttentionCase, seed: int, device: Device) -> tuple[Any, .
     return _workload.make_inputs(case, seed, device)
 
 
-def _workload(case: AttentionCase, call: Call) -> Call:
+def _add_backward(case: AttentionCase, call: Call) -> Call:
     from archbench.kernels.attention import _workload
 
     return _workload.workload(case, call)
 
 
-def _gate(case: AttentionCase, inputs: tuple[Any, ...], outputs: Any) -> float:
+def _check(case: AttentionCase, inputs: tuple[Any, ...], outputs: Any) -> float:
     from archbench.kernels.attention import _workload
 
     return _workload.gate(case, inputs, outputs)
@@ -204,8 +204,8 @@ TRACK: Track[AttentionCase] = Track(
     test_cases=_test_cases(),
     bench_cases=_cpu_cases() + _gpu_cases(),
     make_inputs=_make_inputs,
-    gate=_gate,
-    workload=_workload,
+    gate=_check,
+    workload=_add_backward,
     skip=_skip,
     preload=("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.nn.attention.flex_attention", "triton"),
     notes=NOTES,

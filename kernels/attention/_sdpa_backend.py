@@ -1,4 +1,8 @@
-"""scaled_dot_product_attention held to one backend, and why a backend has no kernel for a case."""
+"""scaled_dot_product_attention held to one backend, and why a backend has no kernel for a case.
+
+Which dtypes, head sizes and head counts a backend takes differs between torch releases and GPUs, so no rule about that
+is written down here: torch is asked, and a refusal becomes Unavailable with torch's own words.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from archbench.kernels.attention import AttentionCase
 from archbench.track import Call, Unavailable
 
-HALF = ("bf16", "fp16")
+REFUSAL = "No available kernel"
 
 
 def only(backend: SDPBackend, case: AttentionCase) -> Call:
@@ -22,30 +26,36 @@ def only(backend: SDPBackend, case: AttentionCase) -> Call:
     """
 
     def attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(
+                q_BHTD, k_BGTD, v_BGTD, is_causal=case.causal, enable_gqa=case.grouped
+            )
+
+    def attention_or_reason(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
         try:
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(
-                    q_BHTD, k_BGTD, v_BGTD, is_causal=case.causal, enable_gqa=case.grouped
-                )
-        except (RuntimeError, UserWarning) as error:
-            if isinstance(error, RuntimeError) and "No available kernel" not in str(error):
+            return attention(q_BHTD, k_BGTD, v_BGTD)
+        except (RuntimeError, UserWarning):  # torch warns before it refuses; where warnings are errors, that comes first
+            reason = _refusal(attention, q_BHTD, k_BGTD, v_BGTD)
+            if reason is None:
                 raise
-            raise Unavailable(_reason(backend, case, q_BHTD, k_BGTD, v_BGTD)) from error
+            device = q_BHTD.device.type
+        raise Unavailable(f"torch has no {backend.name} kernel for this case on {device}{reason}")
 
-    return attention
+    return attention_or_reason
 
 
-def _reason(backend: SDPBackend, case: AttentionCase, *inputs: Tensor) -> str:
-    """Torch explains a refusal in warnings: ask once more and listen."""
-    sentence = f"torch has no {backend.name} kernel for this case on {inputs[0].device.type}"
+def _refusal(attention: Call, *inputs: Tensor) -> str | None:
+    """What torch says when it has no kernel (": why", or nothing), or None where the call failed otherwise."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            with sdpa_kernel(backend):
-                F.scaled_dot_product_attention(*inputs, is_causal=case.causal, enable_gqa=case.grouped)
-        except RuntimeError:
-            pass
-    # The first warnings name the backend that was asked for and what it wants; C++ appends the place it was raised at.
+            attention(*inputs)
+        except RuntimeError as error:
+            if REFUSAL not in str(error):
+                return None
+        else:
+            return None
+    # The warnings alternate between naming a backend and saying what it misses; C++ appends where it was raised.
     said = [str(warning.message).partition(" (Triggered internally")[0].strip() for warning in heard]
     told = [text for text in said if not text.endswith("because:")]
-    return f"{sentence}: {told[0]}" if told else sentence
+    return f": {told[0]}" if told else ""

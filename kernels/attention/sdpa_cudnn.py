@@ -5,17 +5,14 @@ Source: https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/At
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch.nn.attention import SDPBackend
 
 from archbench.kernels.attention import AttentionCase
-from archbench.kernels.attention._sdpa_backend import HALF, only
-from archbench.track import Call, Contender, Unavailable
+from archbench.kernels.attention._sdpa_backend import only
+from archbench.track import Contender
 
-
-def _build(case: AttentionCase) -> Call:
-    if case.dtype not in HALF:
-        raise Unavailable("cuDNN attention is for bf16 and fp16")
-    return only(SDPBackend.CUDNN_ATTENTION, case)
-
-
-CONTENDER: Contender[AttentionCase] = Contender(build=_build, device="cuda", family="torch")
+CONTENDER: Contender[AttentionCase] = Contender(
+    build=partial(only, SDPBackend.CUDNN_ATTENTION), device="cuda", family="torch"
+)

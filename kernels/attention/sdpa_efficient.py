@@ -5,19 +5,14 @@ Source: Rabe & Staats 2021, arXiv:2112.05682; https://github.com/facebookresearc
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch.nn.attention import SDPBackend
 
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention._sdpa_backend import only
-from archbench.track import Call, Contender, Unavailable
+from archbench.track import Contender
 
-
-def _build(case: AttentionCase) -> Call:
-    if case.dtype == "fp64":
-        raise Unavailable("the memory-efficient kernels have no fp64")
-    if case.grouped:
-        raise Unavailable("the memory-efficient kernels want as many KV heads as heads")
-    return only(SDPBackend.EFFICIENT_ATTENTION, case)
-
-
-CONTENDER: Contender[AttentionCase] = Contender(build=_build, device="cuda", family="torch")
+CONTENDER: Contender[AttentionCase] = Contender(
+    build=partial(only, SDPBackend.EFFICIENT_ATTENTION), device="cuda", family="torch"
+)

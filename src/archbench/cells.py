@@ -167,4 +167,5 @@ def encode(record: Record) -> bytes:
 
 def decode(line: bytes) -> Record:
     """Read one line. Raises ``msgspec.DecodeError`` (its subclass ValidationError for a wrong shape)."""
-    return _decoder.decode(line)
+    record: Record = _decoder.decode(line)
+    return record

@@ -197,7 +197,7 @@ def _follow(
 
 def _asv_environment_name() -> str:
     """How asv names ``existing:<this interpreter>``: with the interpreter's path, which must not be published."""
-    return f"existing-{os.path.abspath(shutil.which(sys.executable) or sys.executable).replace(os.path.sep, '_')}"
+    return f"existing-py{os.path.abspath(shutil.which(sys.executable) or sys.executable).replace(os.path.sep, '_')}"
 
 
 def _prepare(private: Path, results: Path, machine: str, head: str, configuration: Path) -> None:

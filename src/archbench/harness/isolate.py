@@ -69,8 +69,10 @@ def run_isolated(work: Callable[[], bytes], deadline_s: float) -> bytes | Died:
         if number == signal.SIGKILL:
             return Died("oom", "killed by the system, most likely for want of memory")
         return Died("crashed", f"killed by {signal.Signals(number).name}")
-    if os.waitstatus_to_exitcode(state) != 0 or not received:
-        return Died("crashed", f"the process exited with code {os.waitstatus_to_exitcode(state)} and no result")
+    code = os.waitstatus_to_exitcode(state)
+    if code != 0 or not received:
+        last_words = received.decode(errors="replace").partition("\n")[0]
+        return Died("crashed", last_words or f"the process exited with code {code} and no result")
     return bytes(received)
 
 
@@ -87,8 +89,9 @@ def _child(work: Callable[[], bytes], writer: int, parent: int) -> None:
         while view:
             view = view[os.write(writer, view) :]
         code = 0
-    except BaseException:  # noqa: BLE001 - the child must end here, whatever happened: the parent owns the stack above
+    except BaseException as error:  # noqa: BLE001 - the child must end here, whatever happened
         sys.excepthook(*sys.exc_info())
+        os.write(writer, f"{type(error).__name__}: {error}".encode()[:2000])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -80,7 +80,7 @@ def existing_name() -> str:
 def results_dir(configuration: Path) -> Path:
     """Where asv's configuration file says results go."""
     text = configuration.read_text(encoding="utf-8")
-    return configuration.parent / json.loads(text)["results_dir"]
+    return configuration.parent / str(json.loads(text)["results_dir"])
 
 
 def track_note(name: str) -> TrackNote:

@@ -47,7 +47,7 @@ class Suite(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        name = cls.track
+        name: object = cls.track
         if not isinstance(name, str):
             raise TypeError(f"{cls.__name__}.track must be the name of a track, got {name!r}")
         track = load_track(name)
