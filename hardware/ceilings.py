@@ -134,7 +134,7 @@ def _bandwidth(
     target = torch.empty_like(source)
     return [
         Ceiling("copy", 2 * size / best(lambda: target.copy_(source)), "B/s", threads=threads),
-        Ceiling("read", size / best(lambda: source.sum()), "B/s", threads=threads),
+        Ceiling("read", size / best(source.sum), "B/s", threads=threads),
     ]
 
 

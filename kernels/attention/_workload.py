@@ -109,13 +109,14 @@ def _one_group_with_gradients(
 # Unit of error of a dtype: the spacing of its numbers at 1.
 EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-7, "fp16": 2.0**-10}
 
-# Bounds in units of EPS at magnitude 1: (relative, absolute). Reasons:
-# - bf16, fp16: a correct kernel rounds the scores, the weights and the output; three independent roundings in a sum that
-#   averages, seen at the largest of a million elements, stay within a few units.
+# Bounds in units of EPS at magnitude 1: (relative, absolute). Each absolute bound is about twice the largest deviation seen
+# of the plain implementation (a million elements), which rounds most; fused kernels stay below a tenth of it.
+# - bf16, fp16: scores, weights and output are rounded once each. A score of 4 to 8 rounded to half precision is off by up
+#   to 2 eps, its weight by as much relative to itself, and short rows hang on one weight.
 # - fp32: sums over D for each score and over T for each output, in an order that differs between implementations.
 #   TF32 products (2**-10) do not pass.
 # - fp64: 1e-10; every correct implementation is far inside, a forgotten cast to float32 is far outside.
-BOUND = {"fp64": (2.0**19, 2.0**19), "fp32": (32.0, 64.0), "bf16": (2.0, 4.0), "fp16": (2.0, 6.0)}
+BOUND = {"fp64": (2.0**19, 2.0**19), "fp32": (32.0, 128.0), "bf16": (2.0, 12.0), "fp16": (2.0, 12.0)}
 
 
 def tolerance(case: AttentionCase, name: str, terms: int) -> Tolerance:

@@ -4,7 +4,7 @@ The formula is written with torch's own softmax, as a model would have it. In th
 spellings of attention by a call of scaled_dot_product_attention; this spelling keeps the softmax in float32, and what
 becomes of it is the compiler's choice and part of the question.
 
-Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, D head size.
+Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, S = R * T rows, D head size.
 
 Source: Ansel et al. 2024, doi:10.1145/3620665.3640366
 """
@@ -12,7 +12,7 @@ Source: Ansel et al. 2024, doi:10.1145/3620665.3640366
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,23 +23,19 @@ from archbench.track import Call, Contender
 
 def _attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, causal: bool) -> Tensor:
     length, head_dim = q_BHTD.shape[-2:]
-    q_BGRTD = q_BHTD.unflatten(1, (k_BGTD.shape[1], -1))
-    scores = (q_BGRTD @ k_BGTD.unsqueeze(2).transpose(-1, -2)) / math.sqrt(head_dim)
+    q_BGSD = q_BHTD.reshape(q_BHTD.shape[0], k_BGTD.shape[1], -1, head_dim)
+    scores = (q_BGSD @ k_BGTD.transpose(-1, -2)) / math.sqrt(head_dim)
     if causal:
         later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
+        scores = scores.unflatten(2, (-1, length)).masked_fill(later, -math.inf).flatten(2, 3)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return (weights.to(v_BGTD.dtype) @ v_BGTD.unsqueeze(2)).flatten(1, 2)
-
-
-@cache
-def _compiled() -> Call:
-    # One for all cases of a process: a run measures one case, at static shapes; the tests' many share dynamic ones.
-    return torch.compile(_attention, fullgraph=True)
+    return (weights.to(v_BGTD.dtype) @ v_BGTD).reshape(q_BHTD.shape)
 
 
 def _build(case: AttentionCase) -> Call:
-    return partial(_compiled(), causal=case.causal)
+    # Every case is compiled alone and for its own shapes, in a process that asks many as in one that asks a single one.
+    torch.compiler.reset()
+    return torch.compile(partial(_attention, causal=case.causal), fullgraph=True, dynamic=False)
 
 
 CONTENDER: Contender[AttentionCase] = Contender(build=_build, family="compiler")

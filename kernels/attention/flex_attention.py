@@ -26,15 +26,12 @@ def _block_mask(length: int, device: str) -> BlockMask:
     return create_block_mask(_sees, None, None, length, length, device=device)
 
 
-@cache
-def _compiled() -> Call:
-    return torch.compile(flex_attention, fullgraph=True)
-
-
 def _build(case: AttentionCase) -> Call:
     if case.dtype == "fp64":
         raise Unavailable("flex_attention has no fp64")
-    compiled = _compiled()
+    # Every case is compiled alone and for its own shapes, in a process that asks many as in one that asks a single one.
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 
     def attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
         device = q_BHTD.device.type

@@ -10,9 +10,9 @@ With S = Q K^T / sqrt(D), P = softmax(S), O = P V and a given dO:
 
 Autograd over the plain operations stores six T x T tensors for this; here it is one. The row sum is computed as
 rowsum(dO * O): the same number, since rowsum(dP * P) = dO . (P V), but over D columns instead of T. With grouped KV
-heads, dK and dV add up over the R query heads that share them, because K and V were broadcast over R.
+heads, the R query heads of a KV head are R * T rows against the same keys, so dK and dV add up over them by themselves.
 
-Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, D head size.
+Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, S = R * T rows, D head size.
 
 Source: the derivation above; the row-sum identity is Dao et al. 2022, arXiv:2205.14135, appendix B.2
 """
@@ -35,31 +35,31 @@ class ManualAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, causal: bool) -> Tensor:
-        length, head_dim = q_BHTD.shape[-2:]
+        batch, _, length, head_dim = q_BHTD.shape
         ctx.scale = 1 / math.sqrt(head_dim)
-        q_BGRTD = q_BHTD.unflatten(1, (k_BGTD.shape[1], -1))
-        scores = (q_BGRTD @ k_BGTD.unsqueeze(2).transpose(-1, -2)).mul_(ctx.scale)
+        q_BGSD = q_BHTD.reshape(batch, k_BGTD.shape[1], -1, head_dim)
+        scores = (q_BGSD @ k_BGTD.transpose(-1, -2)).mul_(ctx.scale)
         if causal:
             later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-            scores.masked_fill_(later, -math.inf)
+            scores.unflatten(2, (-1, length)).masked_fill_(later, -math.inf)
         # Half precision keeps its exponent sum in float32; the weights are rounded once, after the division.
         weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
-        out_BHTD = (weights @ v_BGTD.unsqueeze(2)).flatten(1, 2)
-        ctx.save_for_backward(q_BGRTD, k_BGTD, v_BGTD, weights, out_BHTD)
-        return out_BHTD
+        out_BGSD = weights @ v_BGTD
+        ctx.save_for_backward(q_BGSD, k_BGTD, v_BGTD, weights, out_BGSD)
+        return out_BGSD.reshape(q_BHTD.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_BHTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_BGRTD, k_BGTD, v_BGTD, weights, out_BHTD = ctx.saved_tensors
-        dout_BGRTD = dout_BHTD.unflatten(1, q_BGRTD.shape[1:3])
+        q_BGSD, k_BGTD, v_BGTD, weights, out_BGSD = ctx.saved_tensors
+        dout_BGSD = dout_BHTD.reshape(q_BGSD.shape)
         wide = torch.promote_types(weights.dtype, torch.float32)
-        row_sum = (dout_BHTD.to(wide) * out_BHTD).sum(dim=-1, keepdim=True).unflatten(1, q_BGRTD.shape[1:3])
-        dv_BGTD = (weights.transpose(-1, -2) @ dout_BGRTD).sum(dim=2)
-        dweights = dout_BGRTD @ v_BGTD.unsqueeze(2).transpose(-1, -2)
-        dscores = ((dweights - row_sum) * weights).mul_(ctx.scale).to(weights.dtype)
-        dq_BHTD = (dscores @ k_BGTD.unsqueeze(2)).flatten(1, 2)
-        dk_BGTD = (dscores.transpose(-1, -2) @ q_BGRTD).sum(dim=2)
+        row_sum_BGS1 = (dout_BGSD.to(wide) * out_BGSD).sum(dim=-1, keepdim=True)
+        dv_BGTD = weights.transpose(-1, -2) @ dout_BGSD
+        dweights = dout_BGSD @ v_BGTD.transpose(-1, -2)
+        dscores = ((dweights - row_sum_BGS1) * weights).mul_(ctx.scale).to(weights.dtype)
+        dq_BHTD = (dscores @ k_BGTD).reshape(dout_BHTD.shape)
+        dk_BGTD = dscores.transpose(-1, -2) @ q_BGSD
         return dq_BHTD, dk_BGTD, dv_BGTD, None
 
 
