@@ -39,7 +39,7 @@ class AttentionCase:
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {self.dtype!r}: allowed are {', '.join(DTYPE_BYTES)}")
         if self.heads % self.groups:
-            raise ValueError(f"{self.heads} heads cannot share {self.groups} KV heads: the second must divide the first")
+            raise ValueError(f"{self.heads} heads cannot share {self.groups} KV heads: these must divide those")
 
     @property
     def groups(self) -> int:
@@ -127,10 +127,19 @@ def _cpu_cases() -> tuple[AttentionCase, ...]:
 
 
 def _gpu_cases() -> tuple[AttentionCase, ...]:
-    """Sixteen thousand tokens a call however long the sequence, as the FlashAttention papers measure; 32k once alone."""
+    """16k tokens a call however long the sequence, as the FlashAttention papers measure; one sequence of 32k alone."""
 
-    def case(length: int, **sizes: Any) -> AttentionCase:
-        return AttentionCase(batch=max(1, 16384 // length), length=length, **({"heads": 16, "dtype": "bf16"} | sizes))
+    def case(
+        length: int,
+        heads: int = 16,
+        kv_heads: int | None = None,
+        head_dim: int = 64,
+        causal: bool = False,
+        dtype: str = "bf16",
+        backward: bool = False,
+    ) -> AttentionCase:
+        batch = max(1, 16384 // length)
+        return AttentionCase(batch, heads, kv_heads, length, head_dim, causal, dtype, backward)
 
     lengths = (512, 1024, 2048, 4096, 8192, 16384)
     return (
@@ -178,23 +187,24 @@ def _skip(case: AttentionCase, place: Place) -> str | None:
 
 
 NOTES = """\
-Every contender answers the same question as torch.nn.functional.scaled_dot_product_attention: scale 1/sqrt(head size), \
-optional causal mask, no dropout. With fewer KV heads than heads (grouped-query attention), KV head g serves the \
-heads/kv_heads consecutive query heads that start at g * heads/kv_heads.
+Every contender answers the same question as torch.nn.functional.scaled_dot_product_attention: scale
+1/sqrt(head size), optional causal mask, no dropout. With fewer KV heads than heads (grouped-query attention), KV
+head g serves the heads/kv_heads consecutive query heads that start at g * heads/kv_heads.
 
-"fwd" is the forward pass under torch.no_grad. "fwdbwd" is one forward and one backward through torch.autograd.grad for a \
-given gradient of the output: out, dq, dk and dv are all checked. What a contender saves between the passes is its choice.
+"fwd" is the forward pass under torch.no_grad. "fwdbwd" is one forward and one backward through torch.autograd.grad
+for a given gradient of the output: out, dq, dk and dv are all checked. What a contender saves between the passes is
+its choice.
 
-Operations are those of the unavoidable matrix products: two in the forward (scores, output), four in the backward (dv, \
-dp, dq, dk), over the scores a causal mask leaves. Recomputing the scores in the backward is not credited: papers that \
-count 2.5 forwards for the backward count it, so their rates read higher than ours by 3.5/3.
+Operations are those of the unavoidable matrix products: two in the forward (scores, output), four in the backward
+(dv, dp, dq, dk), over the scores a causal mask leaves. Recomputing the scores in the backward is not credited:
+papers that count 2.5 forwards for the backward count it, so their rates read higher than ours by 3.5/3.
 
-Answers are compared element by element with a float64 computation on the same inputs. The bound shrinks with the square \
-root of the row's length, as the outputs do: a fixed bound would let whole late rows of a causal case go unchecked. TF32 \
-fails the fp32 bound and is not switched on.
+Answers are compared element by element with a float64 computation on the same inputs. The bound shrinks with the
+square root of the row's length, as the outputs do: a fixed bound would let whole late rows of a causal case go
+unchecked. TF32 fails the fp32 bound and is not switched on.
 
-"fourier" computes another function (FNet's mixing), is checked against its own float64 transform, and is shown beside \
-the ranking, not in it: it says what the place of attention costs when a fixed transform takes it."""
+"fourier" computes another function (FNet's mixing), is checked against its own float64 transform, and is shown
+beside the ranking, not in it: it says what the place of attention costs when a fixed transform takes it."""
 
 TRACK: Track[AttentionCase] = Track(
     name="attention",

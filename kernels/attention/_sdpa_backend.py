@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from archbench.kernels.attention import AttentionCase
 from archbench.track import Call, Unavailable
 
-REFUSAL = "No available kernel"
+REFUSALS = ("No available kernel", "No viable backend")
 
 
 def only(backend: SDPBackend, case: AttentionCase) -> Call:
@@ -34,7 +34,10 @@ def only(backend: SDPBackend, case: AttentionCase) -> Call:
     def attention_or_reason(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
         try:
             return attention(q_BHTD, k_BGTD, v_BGTD)
-        except (RuntimeError, UserWarning):  # torch warns before it refuses; where warnings are errors, that comes first
+        except (
+            RuntimeError,
+            UserWarning,
+        ):  # torch warns before it refuses; where warnings are errors, that comes first
             reason = _refusal(attention, q_BHTD, k_BGTD, v_BGTD)
             if reason is None:
                 raise
@@ -51,7 +54,7 @@ def _refusal(attention: Call, *inputs: Tensor) -> str | None:
         try:
             attention(*inputs)
         except RuntimeError as error:
-            if REFUSAL not in str(error):
+            if not any(words in str(error) for words in REFUSALS):
                 return None
         else:
             return None

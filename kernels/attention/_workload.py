@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -102,17 +103,16 @@ def _one_group_with_gradients(
             out_RCD.backward(dout_RTD[:, rows])
             out_RTD[:, rows] = out_RCD.detach()
     dq_RTD, dk_TD, dv_TD = (leaf.grad for leaf in leaves)
-    assert dq_RTD is not None and dk_TD is not None and dv_TD is not None
     return out_RTD, dq_RTD, dk_TD, dv_TD
 
 
 # Unit of error of a dtype: the spacing of its numbers at 1.
 EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-7, "fp16": 2.0**-10}
 
-# Bounds in units of EPS at magnitude 1: (relative, absolute). Each absolute bound is about twice the largest deviation seen
-# of the plain implementation (a million elements), which rounds most; fused kernels stay below a tenth of it.
-# - bf16, fp16: scores, weights and output are rounded once each. A score of 4 to 8 rounded to half precision is off by up
-#   to 2 eps, its weight by as much relative to itself, and short rows hang on one weight.
+# Bounds in units of EPS at magnitude 1: (relative, absolute). Each absolute bound is about twice the largest deviation
+# seen of the plain implementation (a million elements), which rounds most; fused kernels stay below a fifth of it.
+# - bf16, fp16: scores, weights and output are rounded once each. A score of 4 to 8 rounded to half precision is off by
+#   up to 2 eps, its weight by as much relative to itself, and short rows hang on one weight.
 # - fp32: sums over D for each score and over T for each output, in an order that differs between implementations.
 #   TF32 products (2**-10) do not pass.
 # - fp64: 1e-10; every correct implementation is far inside, a forgotten cast to float32 is far outside.
@@ -167,4 +167,4 @@ def _bands(case: AttentionCase) -> list[tuple[int, int]]:
     if not case.causal:
         return [(0, case.length)]
     edges = [0, *(1 << n for n in range(case.length.bit_length()) if 1 << n < case.length), case.length]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))

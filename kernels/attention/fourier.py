@@ -1,9 +1,9 @@
-"""Fourier mixing in attention's place: the real part of a 2-D FFT of v over length and head size. No weights, no queries.
+"""Fourier mixing in attention's place: the real part of a 2-D FFT of v over length and head size.
 
 FNet replaces self-attention by a fixed transform: every token still reaches every other, at O(T log T) instead of
 O(T^2), but what flows is no longer decided by content. It answers another question than attention, so it is measured
-beside the ranking. It ignores q and k, mixes future into past (causal cases are refused) and gives each of G KV heads to
-the R = H / G query heads that share it. The transform is unnormalised, as in FNet.
+beside the ranking. It ignores q and k, mixes future into past (causal cases are refused) and gives each of G KV heads
+to the R = H / G query heads that share it. The transform is unnormalised, as in FNet.
 
 Letters: B batch, H query heads, G KV heads, T length, D head size.
 

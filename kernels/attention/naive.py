@@ -1,7 +1,7 @@
 """Multi-head attention from scratch: the whole score matrix, in plain tensor operations.
 
-Scores, mask, a softmax written out and the weighted sum, each a tensor of its own. Every T x T intermediate goes through
-memory several times, which is what the other contenders avoid.
+Scores, mask, a softmax written out and the weighted sum, each a tensor of its own. Every T x T intermediate goes
+through memory several times, which is what the other contenders avoid.
 
 Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, S = R * T rows, D head size.
 

@@ -1,11 +1,11 @@
 """Attention in one pass over blocks of keys, PyTorch only: the T x T score matrix never exists.
 
-Each row keeps a running maximum m, a running sum l of exp(score - m) and the output so far; a new block rescales both by
-exp(old m - new m). Only m + log(l) is kept for the backward, which recomputes a block's weights from it as
+Each row keeps a running maximum m, a running sum l of exp(score - m) and the output so far; a new block rescales both
+by exp(old m - new m). Only m + log(l) is kept for the backward, which recomputes a block's weights from it as
 exp(score - (m + log l)) and needs no second normalisation. Memory is O(T x BLOCK) in both directions. This is the
 algorithm of the fused kernels without the fusion: it shows what the algorithm alone is worth.
 
-Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, D head size, C rows or keys of a
+Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, D head size, C keys of a
 block.
 
 Source: Milakov & Gimelshein 2018, arXiv:1805.02867; the backward is Dao et al. 2022, arXiv:2205.14135, algorithm 4
