@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from archbench.cells import Metric
 from archbench.stats import Interval, apart, geometric_mean
@@ -35,16 +36,42 @@ def ranks(slowdowns: Mapping[str, Interval], width: float) -> dict[str, tuple[in
     return found
 
 
-def overall(
-    by_contender: Mapping[str, Mapping[str, Interval]], cases: Sequence[str]
-) -> list[tuple[str, Interval | None, int]]:
-    """Geometric mean over cases with its interval and how many cases it covers; None where a case is missing.
+@dataclass(frozen=True)
+class Overall:
+    """A contender over all cases; ``mean`` and ``rank`` are None where it lacks a case."""
 
-    Sorted: complete ones by mean, then the others by coverage and name.
+    name: str
+    mean: Interval | None
+    covered: int
+    rank: tuple[int, int] | None
+
+
+def overall(by_contender: Mapping[str, Mapping[str, Interval]], cases: Sequence[str]) -> list[Overall]:
+    """Contenders by the geometric mean of their slowdowns over cases, complete ones first.
+
+    Two are ranked apart when the mean of their differences, case by case, is surely not zero: a case that is hard for
+    everybody then says nothing about who is faster.
     """
-    found: list[tuple[str, Interval | None, int]] = []
+    complete = {name: found for name, found in by_contender.items() if cases and all(case in found for case in cases)}
+    means = {name: geometric_mean([found[case] for case in cases]) for name, found in complete.items()}
+    found = []
     for name, intervals in by_contender.items():
-        covered = [intervals[case] for case in cases if case in intervals]
-        complete = len(covered) == len(cases) and len(covered) > 0
-        found.append((name, geometric_mean(covered) if complete else None, len(covered)))
-    return sorted(found, key=lambda f: (f[1] is None, f[1].value if f[1] else 0.0, -f[2], f[0]))
+        place = None
+        if name in complete:
+            others = [complete[other] for other in complete if other != name]
+            faster = sum(_surely_faster(other, intervals, cases) for other in others)
+            slower = sum(_surely_faster(intervals, other, cases) for other in others)
+            place = (1 + faster, len(complete) - slower)
+        covered = sum(case in intervals for case in cases)
+        found.append(Overall(name, means.get(name), covered, place))
+    return sorted(found, key=lambda o: (o.mean is None, o.mean.value if o.mean else 0.0, -o.covered, o.name))
+
+
+def _surely_faster(a: Mapping[str, Interval], b: Mapping[str, Interval], cases: Sequence[str]) -> bool:
+    """Whether ``a`` is faster than ``b`` over the cases: the interval of their mean difference lies below zero."""
+    differences = []
+    for case in cases:
+        width = math.hypot(a[case].halfwidth, b[case].halfwidth)
+        value = a[case].value - b[case].value
+        differences.append(Interval(value, value - width, value + width, min(a[case].n, b[case].n)))
+    return geometric_mean(differences).hi < 0

@@ -1,8 +1,8 @@
 """Rendering: results in, a folder of self-contained pages out.
 
 The pages are made from result files alone, in a folder beside the target, and swapped in when all are written: a render
-that fails leaves the old board. Each page carries its style and script inline under a Content-Security-Policy with their
-hashes; nothing is fetched, and nothing from a result file is ever markup.
+that fails leaves the old board. Each page carries its style and script inline, under a Content-Security-Policy with
+their hashes; nothing is fetched, and nothing from a result file is ever markup.
 """
 
 from __future__ import annotations

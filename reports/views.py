@@ -67,6 +67,7 @@ class Standing:
     """A contender over all cases."""
 
     place: str
+    first: bool  # nobody is surely faster
     name: str
     summary: str
     mean: str
@@ -192,37 +193,26 @@ def _natural(text: str) -> tuple[bool, float, str]:
     return (not text.isdigit(), float(text) if text.isdigit() else 0.0, text)
 
 
-def _means(rows: Sequence[Row]) -> list[tuple[str, Interval | None, int]]:
-    by_contender: dict[str, dict[str, Interval]] = defaultdict(dict)
-    cases = sorted({row.case for row in rows if is_rankable(row)})
-    for row in rows:
-        if is_rankable(row):
-            by_contender[row.contender][row.case] = log_interval(row.metrics["slowdown"])
-    return overall(by_contender, cases)
-
-
 def standings(rows: Sequence[Row]) -> list[Standing]:
-    """Contenders by the geometric mean of their slowdowns; those that lack cases are listed, not ranked."""
+    """Contenders over all cases; those that lack cases are listed, not ranked."""
     notes = {row.contender: row.note for row in rows}
-    total = len({row.case for row in rows if is_rankable(row)})
-    means = _means(rows)
-    complete = [mean for _, mean, _ in means if mean is not None]
+    rankable = [row for row in rows if is_rankable(row)]
+    cases = sorted({row.case for row in rankable})
+    by_contender: dict[str, dict[str, Interval]] = defaultdict(dict)
+    for row in rankable:
+        by_contender[row.contender][row.case] = log_interval(row.metrics["slowdown"])
     found = []
-    for name, mean, covered in means:
-        place = ""
-        if mean is not None:
-            apart = [other for other in complete if other.hi < mean.lo or other.lo > mean.hi]
-            faster = sum(other.value < mean.value for other in apart)
-            place = rank_text((1 + faster, len(complete) - (len(apart) - faster)))
-        shown = mean.exp() if mean else None
+    for entry in overall(by_contender, cases):
+        shown = entry.mean.exp() if entry.mean else None
         found.append(
             Standing(
-                place=place,
-                name=name,
-                summary=notes[name].summary,
+                place=rank_text(entry.rank),
+                first=entry.rank is not None and entry.rank[0] == 1,
+                name=entry.name,
+                summary=notes[entry.name].summary,
                 mean=ratio(shown.value, (shown.lo, shown.hi)) if shown else "not ranked: cases are missing",
-                coverage=f"{covered} of {total}",
-                complete=mean is not None,
+                coverage=f"{entry.covered} of {len(cases)}",
+                complete=shown is not None,
             )
         )
     return found
@@ -231,7 +221,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
 def winner(rows: Sequence[Row], machine: str, track: str) -> Winner:
     """The best of a track on a machine, or the several nobody can tell apart."""
     table = standings(rows)
-    names = [s.name for s in table if s.complete and s.place.partition("-")[0] == "1"]
+    names = [s.name for s in table if s.first]
     leader = next((s for s in table if s.complete), None)
     firsts = ""
     if leader is not None:

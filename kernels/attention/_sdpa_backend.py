@@ -34,10 +34,7 @@ def only(backend: SDPBackend, case: AttentionCase) -> Call:
     def attention_or_reason(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
         try:
             return attention(q_BHTD, k_BGTD, v_BGTD)
-        except (
-            RuntimeError,
-            UserWarning,
-        ):  # torch warns before it refuses; where warnings are errors, that comes first
+        except (RuntimeError, UserWarning):  # torch warns, then refuses: where warnings are errors, that comes first
             reason = _refusal(attention, q_BHTD, k_BGTD, v_BGTD)
             if reason is None:
                 raise

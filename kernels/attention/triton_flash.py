@@ -3,8 +3,8 @@
 The forward keeps a block of queries on the chip and streams keys and values past it; only the output and one
 logsumexp per row leave. The backward recomputes the weights from that in two kernels, one over blocks of keys for dK
 and dV and one over blocks of queries for dQ, so that nothing is added up atomically and results do not depend on the
-order of execution. Blocks above the diagonal are never visited. A KV head is read by all query heads that share it, never
-copied. Block sizes are fixed per head size and dtype; they were chosen to compile without spills, not tuned.
+order of execution. Blocks above the diagonal are never visited. A KV head is read by all query heads that share it,
+never copied. Block sizes are fixed per head size and dtype; they were chosen to compile without spills, not tuned.
 
 Source: Dao 2023, arXiv:2307.08691
 """

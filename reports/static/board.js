@@ -2,6 +2,7 @@
 // Sorting, filtering, theme and copying. The page is complete without it; nothing is fetched.
 (() => {
   const root = document.documentElement;
+  root.classList.add("js");
   const theme = document.getElementById("theme");
   const stored = (value) => {
     try {

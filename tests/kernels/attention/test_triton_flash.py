@@ -1,0 +1,113 @@
+"""``triton_flash`` without a GPU: right in the interpreter, and compiled for real GPUs without spilling registers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="no torch installed")
+triton = pytest.importorskip("triton", reason="no Triton for this platform")
+
+from archbench.kernels.attention import AttentionCase
+from archbench.kernels.attention import _triton_flash_kernels as kernels
+from archbench.kernels.attention.triton_flash import CONTENDER, ROW_SUM_BLOCK, Config, configs
+from archbench.track import Unavailable
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHARED_BYTES = 99 * 1024  # what sm_86 and sm_89 give a block; sm_80 and sm_90 give more
+
+
+def test_it_is_right_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("interpreted_flash.py"))],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("done\n")
+    assert done.stdout.count("SUCCESS") == 8, done.stdout  # four checks of each operator
+    errors = [float(error) for error in re.findall(r"^b\S+ (\S+)$", done.stdout, re.MULTILINE)]
+    assert len(errors) == 8
+    assert max(errors) < 0.01
+
+
+def resources(kernel: Any, constants: dict[str, Any], config: Config, capability: int, dtype: str, folder: Path) -> Any:
+    """Registers, bytes of stack (spilled registers) and shared memory of a kernel compiled for a GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {"BLOCK_Q": config.block_q, "BLOCK_K": config.block_k, "WIDEN": False, **constants}
+    signature, divisible, values = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            values[(i,)] = constants[name]
+        elif name.endswith("_base"):
+            signature[name] = "*fp32" if name in ("logsumexp_base", "row_sum_base") else f"*{dtype}"
+            divisible[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name.startswith("scale") else "i32"
+    compiled = triton.compile(
+        ASTSource(kernel, signature, values, divisible),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    told = subprocess.run(
+        [str(CUOBJDUMP), "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", told)
+    assert found, told
+    return int(found[1]), int(found[2]) + int(found[3]), compiled.metadata.shared
+
+
+@pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton has no NVIDIA tools")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("head_dim", "dtype"), [(64, "bf16"), (128, "bf16"), (64, "fp32"), (128, "fp32")])
+def test_no_kernel_spills(
+    head_dim: int, dtype: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    chosen = configs(head_dim, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    launched = {
+        "forward": (kernels.forward, chosen.forward),
+        "keys": (kernels.backward_keys, chosen.keys),
+        "queries": (kernels.backward_queries, chosen.queries),
+    }
+    for name, (kernel, config) in launched.items():
+        for causal in (True, False) if dtype == "bf16" else (True,):
+            constants = {"HEAD_DIM": head_dim, "CAUSAL": causal, "EVEN": False}
+            registers, spilled, shared = resources(kernel, constants, config, capability, dtype, tmp_path)
+            label = f"{name}, causal={causal}: {registers} registers, {spilled} bytes spilled, {shared} shared"
+            assert registers <= 255, label
+            assert spilled == 0, label
+            assert shared <= SHARED_BYTES, label
+    config = Config(ROW_SUM_BLOCK, 0, 4, 3)
+    registers, spilled, _ = resources(kernels.row_sums, {"HEAD_DIM": head_dim}, config, capability, dtype, tmp_path)
+    assert registers <= 255
+    assert spilled == 0
+
+
+@pytest.mark.parametrize(("sizes", "said"), [({"head_dim": 32}, "head sizes 64 and 128"), ({"dtype": "fp64"}, "fp64")])
+def test_it_says_what_it_cannot_do(sizes: dict[str, Any], said: str) -> None:
+    with pytest.raises(Unavailable, match=said):
+        CONTENDER.build(AttentionCase(**sizes))
+
+
+def test_the_operator_has_shapes_without_data() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        q, k = torch.empty(2, 4, 33, 64, dtype=torch.bfloat16), torch.empty(2, 1, 33, 64, dtype=torch.bfloat16)
+        out, logsumexp = torch.ops.archbench.triton_flash_forward(q, k, k, True)
+    assert (out.shape, out.dtype) == (q.shape, torch.bfloat16)
+    assert (logsumexp.shape, logsumexp.dtype) == ((2, 4, 33), torch.float32)
