@@ -152,7 +152,7 @@ def backward_keys(
     v = _load_rows(v_base + kv_head * length * HEAD_DIM, keys, length, HEAD_DIM, True, WIDEN)
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    # Blocks of queries that cross the diagonal, then those below it.
+    # Blocks of queries that cross the diagonal, then those below it. EVEN: BLOCK_Q divides the length, so all are whole.
     diagonal = first // BLOCK_Q * BLOCK_Q if CAUSAL else 0
     below = tl.cdiv(first + BLOCK_K, BLOCK_Q) * BLOCK_Q if CAUSAL else 0
     for member in range(shared):
@@ -161,7 +161,7 @@ def backward_keys(
             dk, dv = _collect(
                 dk, dv, k, v, q_base + row * HEAD_DIM, dout_base + row * HEAD_DIM,
                 logsumexp_base + row, row_sum_base + row, keys, start, length, scale_log2,
-                HEAD_DIM, BLOCK_Q, True, True, WIDEN,
+                HEAD_DIM, BLOCK_Q, True, not EVEN, WIDEN,
             )  # fmt: skip
         for start in range(below, length, BLOCK_Q):
             dk, dv = _collect(

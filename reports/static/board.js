@@ -135,7 +135,7 @@
   }
   form.addEventListener("input", () => { filterAll(); write(); });
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { order = null; sortAll(); filterAll(); write(); }));
+  document.getElementById("clear").addEventListener("click", () => { form.reset(); order = null; sortAll(); filterAll(); write(); });
   addEventListener("popstate", read);
   addEventListener("hashchange", read);
   read();

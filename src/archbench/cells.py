@@ -167,5 +167,8 @@ def encode(record: Record) -> bytes:
 
 def decode(line: bytes) -> Record:
     """Read one line. Raises ``msgspec.DecodeError`` (its subclass ValidationError for a wrong shape)."""
-    record: Record = _decoder.decode(line)
+    try:
+        record: Record = _decoder.decode(line)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     return record

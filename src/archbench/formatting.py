@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _DECIMAL = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``0.01234`` as "0.0123", ``1234`` as "1234": no exponent between 0.001 and a million."""
+    """``0.01234`` as "0.0123", ``2`` as "2.00", ``1234`` as "1230": no exponent between 0.001 and a million."""
     if value == 0:
         return "0"
     if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}"
-    text = f"{value:.{digits}g}"
-    if "e" in text:
-        return f"{value:.0f}"
-    if "." not in text and abs(value) < 10 ** (digits - 1):
-        whole = len(text.lstrip("-"))
-        return f"{value:.{digits - whole}f}"
-    return text
+    rounded = float(f"{value:.{digits - 1}e}")
+    return f"{rounded:.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def seconds(value: float) -> str:

@@ -1,5 +1,6 @@
 """The gate of the attention track: the reference is right, and wrong answers of every kind are refused."""
 
+# ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations
 
 import math

@@ -1,0 +1,99 @@
+"""Results folders for tests: run files written with the real encoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from archbench.cells import SCHEMA, Ceiling, Cell, ContenderNote, Duel, Metric, Record, Run, Started, TrackNote, encode
+
+MACHINE = "amd-epyc-zen4-2c"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def run(
+    machine: str = MACHINE, identity: str = "20260102T030405Z-aaaaaa", commit: str = COMMIT, **changes: object
+) -> Run:
+    fields: dict[str, object] = {
+        "schema": SCHEMA,
+        "run": identity,
+        "machine": machine,
+        "commit": commit,
+        "commit_date": "2026-01-01T00:00:00+00:00",
+        "dirty": False,
+        "started": "2026-01-02T03:04:05+00:00",
+        "host": {"cpu.model": "EPYC", "cpu.cores": 2},
+        "ceilings": [Ceiling("matrix", 4e11, "op/s", threads=2, dtype="fp32", datasheet=8e11)],
+        "versions": {"torch": "2.13.0", "python": "3.11"},
+        "environment": "existing-py3.11",
+    }
+    return Run(**(fields | changes))
+
+
+def note(track: str = "attention", lengths: Sequence[int] = (128, 512, 1024), **contenders: ContenderNote) -> TrackNote:
+    return TrackNote(
+        track=track,
+        question="Which is fastest?",
+        version="1",
+        baseline="base",
+        cases={f"len{n}": {"length": n, "dtype": "fp32"} for n in lengths},
+        contenders={"base": ContenderNote("The baseline.", "", "torch"), **contenders},
+        notes="First paragraph.\n\nSecond.",
+    )
+
+
+def cell(contender: str, slowdown: float = 1.0, case: str = "len128", half: float = 0.01, **changes: object) -> Cell:
+    """An ok cell whose slowdown has an interval of +-``half`` (relative)."""
+    ends = (slowdown * math.exp(-half), slowdown * math.exp(half))
+    fields: dict[str, object] = {
+        "track": "attention",
+        "case": case,
+        "contender": contender,
+        "baseline": "base",
+        "status": "ok",
+        "metrics": {
+            "latency_s": Metric(0.001 * slowdown, "s", (0.0009 * slowdown, 0.0011 * slowdown), 12),
+            "slowdown": Metric(slowdown, "ratio", ends, 12),
+            "peak_bytes": Metric(4096.0, "B"),
+            "error": Metric(1e-7, "ratio"),
+        },
+        "control": Metric(1.001, "ratio", (0.999, 1.003), 12),
+        "limit_fraction": 0.4 / slowdown,
+        "limit_kind": "matrix",
+        "duel": Duel([0.001 * slowdown] * 12, [0.001] * 12, [0.001] * 12),
+        "host": {"load1": 0.5},
+        "started": "2026-01-02T03:05:00+00:00",
+    }
+    if changes.get("status", "ok") != "ok":
+        for key in ("metrics", "control", "limit_fraction", "limit_kind", "duel"):
+            del fields[key]
+    return Cell(**(fields | changes))
+
+
+def write(folder: Path, records: Sequence[Record], machine: str | None = None) -> Path:
+    """A run file (header first) in its place, with the machine file asv wants beside it."""
+    header = records[0]
+    assert isinstance(header, Run)
+    home = folder / (machine or header.machine)
+    (home / "cells").mkdir(parents=True, exist_ok=True)
+    (home / "machine.json").write_text(json.dumps({"machine": header.machine, "version": 1, "cpu": "EPYC"}))
+    path = home / "cells" / f"{header.run}.jsonl"
+    path.write_bytes(b"".join(encode(record) + b"\n" for record in records))
+    return path
+
+
+def small(folder: Path) -> Path:
+    """A small results folder: two contenders and the baseline over three cases, one unsupported, one different."""
+    records: list[Record] = [run(), note(fast=ContenderNote("Quick."), other=ContenderNote("Other.", differs="adds"))]
+    for length in (128, 512, 1024):
+        records += [
+            cell("base", 1.0, f"len{length}"),
+            cell("fast", 0.5, f"len{length}"),
+            cell("slow", 2.0 + length / 1000, f"len{length}"),
+            cell("other", 0.1, f"len{length}"),
+            cell("gpu_only", case=f"len{length}", status="unsupported", reason="needs CUDA"),
+        ]
+    write(folder, [*records, Started("attention", "len128", "died", "base")])
+    return folder
