@@ -55,8 +55,8 @@ def _status_bytes(status: Path, key: str) -> int:
 
 def _sampled_peak(call: Callable[[], Any]) -> int:
     process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
-    highest = before
+    before: int = process.memory_info().rss
+    highest: int = before
 
     def watch() -> None:
         nonlocal highest

@@ -24,7 +24,7 @@ def torch_as_it_was() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("track", "contender"), EVERY, ids="/".join)
+@pytest.mark.parametrize(("track", "contender"), EVERY, ids=["/".join(pair) for pair in EVERY])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch's compiler, not ours
 def test_a_contender_is_right_at_every_test_case(track: str, contender: str, torch_as_it_was: None) -> None:
     loaded = load_contender(track, contender)

@@ -26,7 +26,8 @@ class Copy:
         """Environment in which ``archbench`` is this copy and nothing of the user's is read or written."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ASV_", "ARCHBENCH_", "GIT_"))}
         cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-        return kept | {"PYTHONPATH": str(self.packages), "HOME": str(self.home), "XDG_CACHE_HOME": cache}
+        path = str(self.packages)  # asv drops PYTHONPATH and takes its own variable instead
+        return kept | {"PYTHONPATH": path, "ASV_PYTHONPATH": path, "HOME": str(self.home), "XDG_CACHE_HOME": cache}
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """``python ARGUMENTS`` in the copy."""

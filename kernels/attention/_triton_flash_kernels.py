@@ -152,7 +152,7 @@ def backward_keys(
     v = _load_rows(v_base + kv_head * length * HEAD_DIM, keys, length, HEAD_DIM, True, WIDEN)
     dk = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
     dv = tl.zeros([BLOCK_K, HEAD_DIM], tl.float32)
-    # Blocks of queries that cross the diagonal, then those below it. EVEN: BLOCK_Q divides the length, so all are whole.
+    # Blocks of queries that cross the diagonal, then those below it. EVEN: BLOCK_Q divides the length, all are whole.
     diagonal = first // BLOCK_Q * BLOCK_Q if CAUSAL else 0
     below = tl.cdiv(first + BLOCK_K, BLOCK_Q) * BLOCK_Q if CAUSAL else 0
     for member in range(shared):

@@ -49,7 +49,7 @@ class Configs:
 def configs(head_dim: int, dtype: torch.dtype) -> Configs:
     """Configurations for a head size, the same on every GPU: they fit into the 99 KiB of shared memory of sm_86.
 
-    In half precision none spills a register on sm_80 or sm_90; in float32 a kernel may spill a few.
+    In half precision none spills a register on sm_80 or sm_90 (Triton 3.7); in float32 a kernel may spill a few.
     """
     if dtype is torch.float32:  # exact products run on the ordinary cores, out of registers
         small = Config(32, 32 if head_dim == 64 else 16, 8, 1)

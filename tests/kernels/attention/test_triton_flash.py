@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="no torch installed")
@@ -27,9 +28,16 @@ from archbench.track import Unavailable
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED_BYTES = 99 * 1024  # what sm_86 and sm_89 give a block; sm_80 and sm_90 give more
-SPILL_BYTES = {"bf16": 0, "fp32": 64}  # exact float32 products live in registers: a few words may find no room
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+NUMPY = tuple(int(part) for part in np.__version__.split(".")[:2])
+# Exact float32 products live in registers, where a few words may find no room; so do those of backward_keys on sm_80
+# when Triton 3.6 compiles it.
+SPILL_BYTES = {"bf16": 0 if TRITON >= (3, 7) else 64, "fp32": 64}
 
 
+@pytest.mark.skipif(
+    TRITON < (3, 7) and NUMPY >= (2, 4), reason="the interpreter of Triton 3.6 does not run with NumPy 2.4 or later"
+)
 def test_it_is_right_in_the_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("interpreted_flash.py"))],
