@@ -180,7 +180,7 @@ def _skip(case: AttentionCase, place: Place) -> str | None:
     if place.device == "cuda" and case.threads:
         return "a thread count means nothing on a GPU"
     # Inputs and outputs, their float64 copies in the gate, and one chunk of the reference's scores.
-    needed = case.bytes_moved() * (2 + 3 * 8 / DTYPE_BYTES[case.dtype]) + 2 * 2**30 * (place.device == "cuda")
+    needed = case.bytes_moved() * (2 + 3 * 8 / DTYPE_BYTES[case.dtype]) + 4 * 2**30 * (place.device == "cuda")
     if needed > place.memory_bytes:
         return f"needs {needed / 2**30:.1f} GiB for inputs and the check; there are {place.memory_bytes / 2**30:.1f}"
     return None

@@ -1,7 +1,7 @@
 """Inputs, workload, float64 reference and gate of the attention track.
 
-The reference forms a block of query rows at a time, for one KV head, in float64, and lets autograd derive the
-gradients: slow, small in memory, and without a formula in common with the contenders.
+The reference takes the definition literally, for a block of query rows and one KV head at a time, in float64, and lets
+autograd derive the gradients: slow, small in memory, and without a derivation in common with the contenders.
 
 Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, D head size.
 """
@@ -86,11 +86,10 @@ def _row_chunks(case: AttentionCase, q_RTD: Tensor, k_TD: Tensor, v_TD: Tensor) 
     for start in range(0, length, step):
         rows = slice(start, min(start + step, length))
         seen = rows.stop if case.causal else length
-        scores_RCT = torch.einsum("rcd,td->rct", q_RTD[:, rows], k_TD[:seen]) / math.sqrt(case.head_dim)
+        scores_RCT = torch.einsum("rcd,td->rct", q_RTD[:, rows] / math.sqrt(case.head_dim), k_TD[:seen])
         if case.causal:
             scores_RCT = scores_RCT.masked_fill(index[None, :seen] > index[rows, None], -math.inf)
-        weights_RCT = (scores_RCT - scores_RCT.logsumexp(dim=-1, keepdim=True)).exp()
-        yield rows, torch.einsum("rct,td->rcd", weights_RCT, v_TD[:seen])
+        yield rows, torch.einsum("rct,td->rcd", scores_RCT.softmax(dim=-1), v_TD[:seen])
 
 
 def _one_group_with_gradients(

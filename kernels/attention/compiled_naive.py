@@ -1,8 +1,9 @@
 """torch.compile over the plain formula: scores, mask, softmax and weighted sum, fused as the compiler sees fit.
 
-The formula is written with torch's own softmax, as a model would have it. In the default mode Inductor replaces some
-spellings of attention by a call of scaled_dot_product_attention; this spelling keeps the softmax in float32, and what
-becomes of it is the compiler's choice and part of the question.
+The formula is written with torch's own softmax, as a model would have it. Inductor knows some spellings of attention
+and replaces them by a call of scaled_dot_product_attention: without a mask it recognises this one (torch 2.13), with
+the causal mask it fuses mask, scale and softmax between two products. Which it does is the compiler's choice, and part
+of the question.
 
 Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, S = R * T rows, D head size.
 

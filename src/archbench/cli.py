@@ -192,9 +192,10 @@ def run(
     from archbench.hardware.detect import default_device, detect, place
     from archbench.harness import front
     from archbench.harness.repository import NoRepository
+    from archbench.harness.session import find_configuration
 
     try:
-        configuration = front.find_configuration(Path.cwd())
+        configuration = find_configuration(Path.cwd())
         host = detect()
         wanted = front.plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)))
         outcome = front.run(

@@ -1,4 +1,4 @@
-"""The rendered pages in a real browser: no request leaves, nothing overflows a phone, state is in the URL, no script of theirs."""
+"""The rendered pages in a real browser: no request leaves, nothing overflows a phone, the view is in the URL."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from results_builder import MACHINE, cell, note, run, small, write
 
 from archbench.cells import ContenderNote
 from archbench.reports.site import render
+from results_builder import MACHINE, cell, note, run, small, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

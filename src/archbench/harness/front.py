@@ -31,11 +31,10 @@ from archbench.hardware.detect import default_device, detect, machine_name, plac
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import Refused, check_cell, preload
 from archbench.harness.repository import Repository
-from archbench.harness.session import REPOSITORY, RUN_FILE, existing_name, results_dir
+from archbench.harness.session import CONFIGURATION, RUN_FILE, existing_name, results_dir
 from archbench.names import unknown
 from archbench.track import Place
 
-CONFIGURATION = "asv.conf.json"
 Progress = Callable[[int, int, Cell | None], None]
 
 
@@ -69,17 +68,6 @@ class Outcome:
 
 class RunFailed(RuntimeError):
     """asv ended without a single cell; the message holds its last lines."""
-
-
-def find_configuration(start: Path) -> Path:
-    """The nearest ``asv.conf.json`` at or above ``start``. Raises FileNotFoundError with what to do."""
-    for folder in (start, *start.parents):
-        if (folder / CONFIGURATION).is_file():
-            return folder / CONFIGURATION
-    raise FileNotFoundError(
-        f"no {CONFIGURATION} in {start} or above: measuring needs a checkout of the repository; "
-        "clone it and run archbench inside"
-    )
 
 
 def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place) -> Plan:
@@ -138,7 +126,7 @@ def run(wanted: Plan, configuration: Path, progress: Progress, waiting: Callable
         command += ["--launch-method", "forkserver", "--show-stderr"]
         for track in wanted.cases:
             command += ["--bench", wanted.regex(track)]
-        environment = os.environ | {RUN_FILE: str(file), REPOSITORY: str(repository.top)}
+        environment = os.environ | {RUN_FILE: str(file)}
         log = private / "asv.log"
         try:
             _follow(command, environment, log, file, wanted.total, progress)

@@ -30,8 +30,8 @@ from archbench.track import Device, Place
 
 PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "asv", "asv_runner")
 DTYPES = ("fp64", "fp32", "bf16", "fp16", "int8")
+CONFIGURATION = "asv.conf.json"
 RUN_FILE = "ARCHBENCH_RUN_FILE"  # set by `archbench run`, so that it can follow the run's progress
-REPOSITORY = "ARCHBENCH_REPOSITORY"  # set by `archbench run`: asv itself runs from a private folder
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -77,6 +77,17 @@ def existing_name() -> str:
         return name
 
 
+def find_configuration(start: Path) -> Path:
+    """The nearest ``asv.conf.json`` at or above ``start``. Raises FileNotFoundError with what to do."""
+    for folder in (start, *start.parents):
+        if (folder / CONFIGURATION).is_file():
+            return folder / CONFIGURATION
+    raise FileNotFoundError(
+        f"no {CONFIGURATION} in {start} or above: measuring needs a checkout of the repository; "
+        "clone it and run archbench inside"
+    )
+
+
 def results_dir(configuration: Path) -> Path:
     """Where asv's configuration file says results go."""
     text = configuration.read_text(encoding="utf-8")
@@ -105,15 +116,17 @@ def measured_ceilings(host: Host, device: Device, *, refresh: bool = False) -> l
     return ceilings(host, device, dtypes=DTYPES, threads=threads, refresh=refresh)
 
 
-def open_run() -> Session:
-    """Write a run's header and track notes. Raises ValueError for an unusable machine name, OSError for the file."""
+def open_run(configuration: Path) -> Session:
+    """Write a run's header and track notes; results go where ``configuration``, an ``asv.conf.json``, says.
+
+    Raises ValueError for an unusable machine name, NoRepository, OSError for the file.
+    """
     host = detect()
     device = default_device(host)
     machine = machine_name(host, device)
     if not is_safe_name(machine):
         raise ValueError(f"{machine!r} cannot be a machine name: letters, digits and . _ + - only")
-    folder = Path(os.environ.get(REPOSITORY) or os.environ.get("ASV_CONF_DIR") or Path.cwd())
-    repository = Repository.containing(folder)
+    repository = Repository.containing(configuration.parent)
     now = datetime.now(UTC)
     identity = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     commit = os.environ.get("ASV_COMMIT") or repository.head()
@@ -134,7 +147,7 @@ def open_run() -> Session:
         environment=environment_name(),
     )
     given = os.environ.get(RUN_FILE)
-    path = Path(given) if given else results_dir(folder / "asv.conf.json") / machine / CELLS_DIR / f"{identity}.jsonl"
+    path = Path(given) if given else results_dir(configuration) / machine / CELLS_DIR / f"{identity}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     append(path, run)
     for track in track_modules():

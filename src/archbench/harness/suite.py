@@ -15,6 +15,7 @@ that asv does not take the imported base class itself for a suite; params are th
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -25,7 +26,7 @@ from archbench.cells import Cell, Started, decode, encode
 from archbench.discovery import contender_modules, load_track
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import measure_cell, utc_now
-from archbench.harness.session import Session, append, finished, open_run
+from archbench.harness.session import Session, append, find_configuration, finished, open_run
 
 GRACE_S = 60.0  # asv's own limit comes after ours: ours leaves a record with a reason
 
@@ -61,7 +62,8 @@ class Suite(ABC):
 
     def setup_cache(self) -> Session:
         """Once per run: detect the machine, measure its ceilings, write the header."""
-        return open_run()
+        # asv tells a benchmark neither its configuration nor its repository: both lie above the suite's own file.
+        return open_run(find_configuration(Path(inspect.getfile(type(self))).resolve().parent))
 
     setup_cache.timeout = 600  # type: ignore[attr-defined]
 
