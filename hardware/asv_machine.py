@@ -44,8 +44,8 @@ def write(host: Host, name: str, path: Path | None = None) -> Path:
             known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): move it away and try again") from error
-        if not isinstance(known, dict):
-            raise ValueError(f"{path} is not asv's machine file: move it away and try again")
+        if not isinstance(known, dict) or known.get("version", API_VERSION) != API_VERSION:
+            raise ValueError(f"{path} is not asv's machine file of version {API_VERSION}: move it away and try again")
     entry = machine_entry(host, name)
     known |= {name: entry, platform.node(): entry, "version": API_VERSION}
     staged = path.with_name(f"{path.name}.{os.getpid()}")

@@ -1,19 +1,20 @@
 """What this machine can really do: copy and read bandwidth, matrix rate per dtype, at one thread and at all cores.
 
-A ceiling is the *best* rate seen, because it is used as a limit. Bandwidth buffers are over four times the last-level
-cache (but at most a quarter of the free memory each). Results are cached per boot: on a shared machine another
-boot may be another neighbourhood.
+A ceiling is the *best* rate seen, because it is used as a limit. Bandwidth buffers are over four times all last-level
+caches together (but at most a quarter of the free memory each). Results are cached per boot: on a shared machine
+another boot may be another neighbourhood.
 
 Source: McCalpin 1995 (STREAM) for the buffer rule; bytes of a copy count once read and once written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,15 +26,24 @@ import numpy as np
 import psutil
 
 from archbench.cells import Ceiling
-from archbench.hardware.cpu import read_text
+from archbench.hardware.cgroup import memory_free, read_text
 from archbench.hardware.detect import Host
 from archbench.hardware.profiles import Profile, match
 from archbench.track import Device
 
 BUFFER_SHARE_OF_CACHE = 4
-REPEATS = 5
-MATRIX_SIZES = (1024, 2048)
-SLOW_RATE = 5e9  # operations per second below which a dtype is emulated here and one small product is enough
+LEAST_BUFFER_BYTES = 64 << 20  # also where no cache size is reported
+GPU_BUFFER_BYTES = 2 << 30  # sixteen times the largest L2 of today
+CPU_MATRIX_SIZES = (256, 1024, 2048)
+GPU_MATRIX_SIZES = (4096, 8192)
+REPEATS = 5  # at least, and for at least CPU_WINDOW_S: a neighbour's burst must not cover all of them
+CPU_WINDOW_S = 0.1
+GPU_WINDOW_S = 0.25  # an idle card needs time to raise its clock
+LONGEST_CALL_S = 0.5  # a larger product is not tried where a call would take longer: emulated dtypes, small boards
+DTYPES = {"fp64", "fp32", "tf32", "bf16", "fp16", "int8"}
+SERIES = 3  # raise when ceilings are measured differently: older cache files are then measured again
+
+Best = Callable[[Callable[[], Any]], float]  # a call -> the fewest seconds it took
 
 
 def boot_id() -> str:
@@ -57,54 +67,85 @@ def ceilings(
 ) -> list[Ceiling]:
     """The ceilings of a device, from the cache of this boot or measured now (some 20 seconds).
 
-    ``threads`` applies to CPUs. Each ceiling carries its time stamp, and the datasheet's figure where there is one.
+    ``threads`` applies to CPUs. ``dtypes`` that do not run here are left out; "tf32" is fp32 on a GPU's TF32 units.
+    Each ceiling carries its time stamp, and the datasheet's figure where there is one.
     """
-    try:
-        torch_version = version("torch")
-    except PackageNotFoundError:
-        torch_version = "none"
-    kind = host.gpus[0].name if device == "cuda" else host.cpu.model
-    key = json.dumps([boot_id(), device, kind, host.cpu.cores, sorted(threads), sorted(dtypes), torch_version, 2])
-    path = (cache_dir or cache_folder()) / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    path = (cache_dir or cache_folder()) / f"ceilings-{_cache_key(host, device, dtypes, threads)}.json"
     if not refresh:
         try:
             return msgspec.json.decode(path.read_bytes(), type=list[Ceiling])
         except (OSError, msgspec.DecodeError):
             pass  # not measured since this boot, or unreadable: measure
     measured = _cuda(dtypes) if device == "cuda" else _cpu(host, dtypes, threads)
-    stamped = [_with_datasheet(ceiling, match(host, device)) for ceiling in measured]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(f".{os.getpid()}")
-    staged.write_bytes(msgspec.json.encode(stamped))
-    os.replace(staged, path)
+    profile, now = match(host, device), datetime.now(UTC).isoformat(timespec="seconds")
+    stamped = [
+        msgspec.structs.replace(c, datasheet=_datasheet(c, profile, device, host.cpu.cores), measured=now)
+        for c in measured
+    ]
+    with contextlib.suppress(OSError):  # a home that cannot be written only costs the next run its 20 seconds
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(f".{os.getpid()}")
+        staged.write_bytes(msgspec.json.encode(stamped))
+        os.replace(staged, path)
     return stamped
 
 
-def _with_datasheet(ceiling: Ceiling, profile: Profile | None) -> Ceiling:
-    datasheet = None
-    if profile is not None:
-        datasheet = profile.matrix_per_s.get(ceiling.dtype or "") if ceiling.dtype else profile.memory_bytes_per_s
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return msgspec.structs.replace(ceiling, datasheet=datasheet, measured=now)
+def _cache_key(host: Host, device: Device, dtypes: Sequence[str], threads: Sequence[int]) -> str:
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        torch_version = "none"
+    kind = [host.gpus[0].name, host.gpus[0].uuid, host.gpus[0].driver] if device == "cuda" else [host.cpu.model]
+    key = [SERIES, boot_id(), device, *kind, host.cpu.cores, sorted(threads), sorted(dtypes), torch_version]
+    return hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:16]
 
 
-def _best_seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
-    call()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
+def _datasheet(ceiling: Ceiling, profile: Profile | None, device: Device, cores: int) -> float | None:
+    """The profile's peak for a ceiling. It speaks of the whole device: a single thread has none."""
+    if profile is None or (ceiling.threads is not None and ceiling.threads < cores):
+        return None
+    return profile.matrix_rate(ceiling.dtype, device) if ceiling.dtype else profile.memory_bytes_per_s
 
 
 def buffer_bytes(cache_bytes: int, available: int) -> int:
-    """Over four times the last-level cache, at least 64 MiB, at most a quarter of the memory that is free."""
-    return min(max(BUFFER_SHARE_OF_CACHE * cache_bytes + (1 << 20), 64 << 20), available // 4)
+    """Over four times the last-level caches, at least 64 MiB, at most a quarter of the memory that is free."""
+    return min(max(BUFFER_SHARE_OF_CACHE * cache_bytes + (1 << 20), LEAST_BUFFER_BYTES), available // 4)
+
+
+def available_bytes() -> int:
+    """Memory this process may still take: what the machine has left, and what its control group has left."""
+    left = memory_free()
+    available: int = psutil.virtual_memory().available
+    return available if left is None else min(available, left)
+
+
+def bandwidth_note(host: Host) -> str:
+    """How large the buffers of copy and read are on this CPU now, and whether that is enough to pass its caches."""
+    cache = host.cpu.last_level_bytes
+    size = buffer_bytes(cache, available_bytes())
+    text = f"copy and read of a CPU use buffers of {size / (1 << 20):.0f} MiB"
+    if not cache:
+        return f"{text}; no cache size is reported here"
+    if size < BUFFER_SHARE_OF_CACHE * cache:
+        return f"{text}, bounded by a quarter of the free memory: {size / cache:.1f} x the last-level caches, not 4 x"
+    return f"{text}: over {BUFFER_SHARE_OF_CACHE} x the last-level caches"
+
+
+def _best_seconds(call: Callable[[], Any]) -> float:
+    """The fewest seconds of a call after a warm-up; of fewer repeats where a call takes long."""
+    call()
+    start, best, repeats = time.perf_counter(), float("inf"), 0
+    spent = 0.0
+    while spent < CPU_WINDOW_S or (repeats < REPEATS and spent < 2 * LONGEST_CALL_S):
+        begun = time.perf_counter()
+        call()
+        ended = time.perf_counter()
+        best, repeats, spent = min(best, ended - begun), repeats + 1, ended - start
+    return best
 
 
 def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceiling]:
-    size = buffer_bytes(max(host.cpu.cache_bytes.values(), default=0), psutil.virtual_memory().available)
+    size = buffer_bytes(host.cpu.last_level_bytes, available_bytes())
     try:
         import torch
     except ImportError:
@@ -112,71 +153,85 @@ def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceil
     found = []
     before = torch.get_num_threads()
     try:
+        found += _bandwidth(torch, size, "cpu", threads, _best_seconds)
         for count in threads:
             torch.set_num_threads(count)
-            found += _bandwidth(torch, size, "cpu", count, _best_seconds)
-        for count in threads:
-            torch.set_num_threads(count)
-            for dtype in dtypes:
-                rate = _matrix_rate(torch, dtype, "cpu")
-                if rate is not None:
-                    found.append(Ceiling("matrix", rate, "op/s", threads=count, dtype=dtype))
+            found += _matrix(torch, dtypes, "cpu", count, CPU_MATRIX_SIZES, _best_seconds)
     finally:
         torch.set_num_threads(before)
+    return _raise_to_fewer_threads(found)
+
+
+def _raise_to_fewer_threads(found: list[Ceiling]) -> list[Ceiling]:
+    """A call that may use two threads may use one: no ceiling is below that of fewer threads.
+
+    Without this a busy neighbour, or a product too small to share, would make the limit of two threads the lower one.
+    """
+
+    def reached(c: Ceiling) -> float:
+        alike = (o for o in found if (o.name, o.dtype) == (c.name, c.dtype))
+        return max(o.value for o in alike if (o.threads or 0) <= (c.threads or 0))
+
+    return [msgspec.structs.replace(c, value=reached(c)) for c in found]
+
+
+def _bandwidth(torch: Any, size: int, device: str, threads: Sequence[int | None], best: Best) -> list[Ceiling]:
+    """Copy and read bandwidth over buffers of ``size`` bytes; they are freed on return."""
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.ones_like(source)  # written once: untouched memory has no pages yet
+    found = []
+    for count in threads:
+        if count is not None:
+            torch.set_num_threads(count)
+        found.append(Ceiling("copy", 2 * size / best(lambda: target.copy_(source)), "B/s", threads=count))
+        found.append(Ceiling("read", size / best(source.sum), "B/s", threads=count))
     return found
 
 
-def _bandwidth(
-    torch: Any, size: int, device: str, threads: int | None, best: Callable[[Callable[[], Any]], float]
-) -> list[Ceiling]:
-    """Copy and read bandwidth over buffers of ``size`` bytes; they are freed on return."""
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    return [
-        Ceiling("copy", 2 * size / best(lambda: target.copy_(source)), "B/s", threads=threads),
-        Ceiling("read", size / best(source.sum), "B/s", threads=threads),
-    ]
+@contextmanager
+def _float32_precision(torch: Any, precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def _product(torch: Any, dtype: str, n: int, device: str) -> Callable[[], Any] | None:
-    """An n x n matrix product in a dtype, or None where torch has none on this device."""
-    call: Callable[[], Any]
-    kinds = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+def _product(torch: Any, dtype: str, n: int, device: str) -> Callable[[], Any]:
+    """An n x n matrix product in a dtype."""
     if dtype == "int8":
         a = torch.randint(-8, 8, (n, n), dtype=torch.int8, device=device)
         b = torch.randint(-8, 8, (n, n), dtype=torch.int8, device=device).t().contiguous().t()
-        call = partial(torch._int_mm, a, b)
-    elif dtype in kinds:
-        a = torch.randn(n, n, device=device).to(kinds[dtype])
-        b = torch.randn(n, n, device=device).to(kinds[dtype])
-        out = torch.empty(n, n, dtype=kinds[dtype], device=device)
-        call = partial(torch.mm, a, b, out=out)
-    else:
-        return None
-    try:
-        call()
-    except RuntimeError:
-        return None
-    return call
+        return partial(torch._int_mm, a, b)
+    kind = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype, torch.float32)
+    a, b = torch.randn(n, n, device=device).to(kind), torch.randn(n, n, device=device).to(kind)
+    return partial(torch.mm, a, b, out=torch.empty(n, n, dtype=kind, device=device))
 
 
-def _matrix_rate(torch: Any, dtype: str, device: str) -> float | None:
-    """The best rate over sizes, in operations per second; None where the dtype does not run."""
-    probe = _product(torch, dtype, 256, device)
-    if probe is None:
-        return None
-    best = 2 * 256**3 / _best_seconds(probe)
-    if best < SLOW_RATE:
-        return best
-    for n in MATRIX_SIZES:
-        call = _product(torch, dtype, n, device)
-        if call is not None:
-            best = max(best, 2 * n**3 / _best_seconds(call))
-    return best
+def _matrix(
+    torch: Any, dtypes: Sequence[str], device: str, threads: int | None, sizes: Sequence[int], best: Best
+) -> list[Ceiling]:
+    """The best rate over sizes per dtype, in operations per second; dtypes that do not run here are left out."""
+    runs = DTYPES if device == "cuda" else DTYPES - {"tf32"}
+    found = []
+    for dtype in (d for d in dtypes if d in runs):
+        rate = 0.0
+        with _float32_precision(torch, "high" if dtype == "tf32" else "highest"):
+            for n in sizes:
+                if rate and 2 * n**3 / rate > LONGEST_CALL_S:
+                    break
+                try:
+                    rate = max(rate, 2 * n**3 / best(_product(torch, dtype, n, device)))
+                except RuntimeError:
+                    break  # torch has no such product on this device, or no memory for this size
+        if rate:
+            found.append(Ceiling("matrix", rate, "op/s", threads=threads, dtype=dtype))
+    return found
 
 
 def _numpy(size: int, dtypes: Sequence[str]) -> list[Ceiling]:
-    """Without torch: numpy's copy, sum and matrix product, with the threads its BLAS takes."""
+    """Without torch: numpy's copy, maximum and matrix product, with the threads its BLAS takes."""
     source = np.ones(size // 4, dtype=np.float32)
     target = np.empty_like(source)
     found = [
@@ -190,31 +245,24 @@ def _numpy(size: int, dtypes: Sequence[str]) -> list[Ceiling]:
     return found
 
 
-def _cuda(dtypes: Sequence[str]) -> list[Ceiling]:
+def _cuda(dtypes: Sequence[str], device: str = "cuda") -> list[Ceiling]:
     import torch
 
-    def best(call: Callable[[], Any], repeats: int = 20) -> float:
+    def best(call: Callable[[], Any]) -> float:
         call()
         torch.cuda.synchronize()
-        fastest = float("inf")
-        for _ in range(repeats):
+        begun, fastest, repeats = time.perf_counter(), float("inf"), 0
+        while repeats < REPEATS or time.perf_counter() - begun < GPU_WINDOW_S:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             call()
             end.record()
             end.synchronize()
-            fastest = min(fastest, start.elapsed_time(end) * 1e-3)
+            fastest, repeats = min(fastest, start.elapsed_time(end) * 1e-3), repeats + 1
         return fastest
 
     free, _ = torch.cuda.mem_get_info()
-    size = buffer_bytes(max(int(torch.cuda.get_device_properties(0).L2_cache_size), 512 << 20), free)
-    found = _bandwidth(torch, size, "cuda", None, best)
-    for dtype in dtypes:
-        rates = []
-        for n in (4096, 8192):
-            call = _product(torch, dtype, n, "cuda")
-            if call is not None:
-                rates.append(2 * n**3 / best(call, 10))
-        if rates:
-            found.append(Ceiling("matrix", max(rates), "op/s", dtype=dtype))
+    found = _bandwidth(torch, min(GPU_BUFFER_BYTES, free // 4), device, (None,), best)
+    found += _matrix(torch, dtypes, device, None, GPU_MATRIX_SIZES, best)
+    torch.cuda.empty_cache()
     return found

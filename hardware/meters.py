@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
-from archbench.hardware.cpu import read_text
+from archbench.hardware.cgroup import read_text
 from archbench.hardware.gpu import detect_gpus, handle_of, open_nvml
 from archbench.track import Device
 
@@ -26,31 +26,34 @@ def peak_host_bytes(call: Callable[[], Any], root: Path = Path("/")) -> int:
     """Resident memory a call adds at its highest, in bytes, its result included.
 
     Linux: freed memory is returned to the system first (``malloc_trim``), the kernel's high-water mark is reset, the
-    call runs once. Seen: every page the call touches, of any library. Not seen: pages it takes from memory that was
-    resident already, such as scratch a library kept from an earlier call. Elsewhere a thread samples the resident set.
+    call runs once. Seen: every page the call touches, of any library, files it maps included. Not seen: pages it takes
+    from memory that was resident already, such as scratch a library kept from an earlier call; memory of child
+    processes; memory it reserves and never touches. The kernel counts in batches of pages per core, so a call of less
+    than a mebibyte is lost in them. Where the mark cannot be reset (another system, a strict container), a thread
+    samples the resident set every millisecond and may miss a shorter peak.
     """
     gc.collect()
-    status, reset = root / "proc/self/status", root / "proc/self/clear_refs"
+    status = root / "proc/self/status"
     if platform.system() == "Linux":
         with contextlib.suppress(AttributeError, OSError):  # musl has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
         try:
-            reset.write_text("5")
+            (root / "proc/self/clear_refs").write_text("5")
         except OSError:
             return _sampled_peak(call)
         before = _status_bytes(status, "VmRSS")
+        if before is None or _status_bytes(status, "VmHWM") is None:
+            return _sampled_peak(call)
         result = call()
-        peak = _status_bytes(status, "VmHWM")
+        peak = _status_bytes(status, "VmHWM") or before
         del result
         return max(0, peak - before)
     return _sampled_peak(call)
 
 
-def _status_bytes(status: Path, key: str) -> int:
-    match = re.search(rf"^{key}:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"{status} has no {key}")
-    return int(match[1]) * 1024
+def _status_bytes(status: Path, key: str) -> int | None:
+    match = re.search(rf"^{key}:\s*(\d+) kB", read_text(status), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
 
 
 def _sampled_peak(call: Callable[[], Any]) -> int:
@@ -92,35 +95,43 @@ def peak_device_bytes(call: Callable[[], Any]) -> int:
 
 @dataclass
 class Reading:
-    """Filled when the measured block ends; None when the counter failed inside it."""
+    """Filled when the measured block ends; None when the counter failed or ran backwards inside it."""
 
     joules: float | None = None
 
 
+def _difference(before: float, after: float, wraps_at: float | None) -> float | None:
+    """Joules between two readings of one counter, across one wrap; None where it ran backwards without wrapping."""
+    if after >= before:
+        return after - before
+    return after + wraps_at - before if wraps_at and wraps_at >= before else None
+
+
 @dataclass(frozen=True)
 class EnergyMeter:
-    """A hardware energy counter. ``read`` returns joules since some start; it may wrap at ``wraps_at``."""
+    """A hardware energy counter. ``read`` gives joules since some start, one value per counter, or None."""
 
     source: str
-    read: Callable[[], list[float]]  # one value per counter
-    wraps_at: list[float] = field(default_factory=list)
+    read: Callable[[], list[float] | None]
+    wraps_at: list[float | None] = field(default_factory=list)  # per counter; None: it does not wrap
     settle: Callable[[], None] = lambda: None  # wait for device work before reading
+    trust: Literal["measured"] = "measured"
 
     @contextmanager
     def measure(self) -> Iterator[Reading]:
-        """Energy of the block, summed over the counters."""
+        """Energy of the block, summed over the counters. Nothing else on the device is told apart."""
         reading = Reading()
         self.settle()
         before = self.read()
         yield reading
         self.settle()
         after = self.read()
-        total = 0.0
-        for i, (a, b) in enumerate(zip(before, after, strict=True)):
-            if b < a and i >= len(self.wraps_at):
-                return  # a counter that ran backwards says nothing
-            total += b - a if b >= a else b + self.wraps_at[i] - a
-        reading.joules = total
+        if before is None or after is None:
+            return
+        wraps = self.wraps_at or [None] * len(before)
+        parts = [_difference(b, a, w) for b, a, w in zip(before, after, wraps, strict=True)]
+        known = [part for part in parts if part is not None]
+        reading.joules = sum(known) if len(known) == len(parts) else None
 
 
 @dataclass(frozen=True)
@@ -144,16 +155,21 @@ def nvml_meter(nvml: Any = None) -> EnergyMeter | NoMeter:
     gpus = detect_gpus(nvml)
     if not gpus.visible:
         return NoMeter(gpus.reason)
+    if gpus.visible[0].is_instance:
+        return NoMeter("a MIG instance has no energy counter of its own")
     try:
         handle = handle_of(nvml, gpus.visible[0])
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError as error:
         return NoMeter(f"this GPU has no energy counter: {error}")
-    return EnergyMeter(
-        "NVML total energy",
-        lambda: [nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000],
-        settle=_cuda_synchronize,
-    )
+
+    def read() -> list[float] | None:
+        try:
+            return [nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000]
+        except nvml.NVMLError:
+            return None
+
+    return EnergyMeter("NVML total energy", read, settle=_cuda_synchronize)
 
 
 def rapl_meter(root: Path = Path("/")) -> EnergyMeter | NoMeter:
@@ -165,13 +181,15 @@ def rapl_meter(root: Path = Path("/")) -> EnergyMeter | NoMeter:
     ]
     if not zones:
         return NoMeter("no energy counter")
-    if not all(read_text(zone / "energy_uj").isdigit() for zone in zones):
+
+    def read() -> list[float] | None:
+        texts = [read_text(zone / "energy_uj") for zone in zones]
+        return [int(text) * 1e-6 for text in texts] if all(text.isdigit() for text in texts) else None
+
+    if read() is None:
         return NoMeter("the RAPL energy counter cannot be read by this user")
-    return EnergyMeter(
-        "RAPL packages",
-        lambda: [int(read_text(zone / "energy_uj")) * 1e-6 for zone in zones],
-        wraps_at=[int(read_text(zone / "max_energy_range_uj") or 0) * 1e-6 for zone in zones],
-    )
+    ranges = [read_text(zone / "max_energy_range_uj") for zone in zones]
+    return EnergyMeter("RAPL packages", read, wraps_at=[int(r) * 1e-6 if r.isdigit() else None for r in ranges])
 
 
 def energy_meter(device: Device, root: Path = Path("/")) -> EnergyMeter | NoMeter:

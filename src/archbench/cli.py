@@ -114,7 +114,10 @@ def list_tracks(
     format: Annotated[ListFormat, typer.Option("--format", help="How to print it.")] = ListFormat.table,
 ) -> None:
     """Show the tracks, their cases and their contenders, and which of them can run here."""
-    tracks = _inventory()
+    try:
+        tracks = _inventory()
+    except ValueError as error:
+        _fail(str(error))
     if format is ListFormat.json:
         for track in tracks:
             for contender in track["contenders"]:
@@ -191,7 +194,6 @@ def run(
     """Measure on this machine (asv run on the current environment) and print the table."""
     from archbench.hardware.detect import default_device, detect, place
     from archbench.harness import front
-    from archbench.harness.repository import NoRepository
     from archbench.harness.session import find_configuration
 
     try:
@@ -204,7 +206,7 @@ def run(
             front_progress := _Progress(),
             waiting=lambda: err.print("waiting: another archbench run is measuring on this machine"),
         )
-    except (UnknownName, FileNotFoundError, NoRepository) as error:
+    except (ValueError, FileNotFoundError) as error:  # unknown names, no repository, a device that is not there
         _fail(str(error))
     except front.RunFailed as error:
         _fail(str(error), 1)

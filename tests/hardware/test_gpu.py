@@ -1,68 +1,24 @@
-"""NVML through a fake: several cards, masks of every kind, and hosts without a driver."""
+"""NVML through a fake: several cards, masks of every kind, MIG, and hosts without a driver."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from archbench.hardware.gpu import all_gpus, detect_gpus, handle_of
-from archbench.hardware.load import gpu_throttle, pi_throttle
-from archbench.hardware.meters import EnergyMeter, NoMeter, nvml_meter
+from archbench.hardware.gpu import all_gpus, detect_gpus, handle_of, open_nvml, torch_cuda
+
+Make = Callable[..., Any]
 
 
-class FakeNvml:
-    """Three cards; NVML's order is not the order of their PCI buses."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-
-    class NVMLError(Exception): ...
-
-    cards = (("GPU-bbb", "B", "0000:20:00.0"), ("GPU-aaa", "A", "0000:10:00.0"), ("GPU-abc", "C", "0000:30:00.0"))
-    millijoules = 5000
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.cards)
-
-    def nvmlSystemGetDriverVersion(self) -> bytes:
-        return b"580.1"
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
-        return [card[0] for card in self.cards].index(uuid)
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return self.cards[handle][0]
-
-    def nvmlDeviceGetName(self, handle: int) -> bytes:
-        return self.cards[handle][1].encode()
-
-    def nvmlDeviceGetPciInfo(self, handle: int) -> Any:
-        return SimpleNamespace(busId=self.cards[handle][2])
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
-        return SimpleNamespace(total=80 << 30)
-
-    def nvmlDeviceGetPowerManagementLimit(self, handle: int) -> int:
-        return 700_000
-
-    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
-        raise self.NVMLError("not supported")
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:
-        return (9, 0)
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
-        self.millijoules += 2000
-        return self.millijoules
-
-
-def names(mask: str | None) -> str:
-    environment = {} if mask is None else {"CUDA_VISIBLE_DEVICES": mask}
-    return "".join(gpu.name for gpu in detect_gpus(FakeNvml(), environment).visible)
+def names(nvml: Any, mask: str | None, order: str = "PCI_BUS_ID") -> list[str]:
+    environment = {"CUDA_DEVICE_ORDER": order} | ({} if mask is None else {"CUDA_VISIBLE_DEVICES": mask})
+    return [gpu.name for gpu in detect_gpus(nvml, environment).visible]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +27,9 @@ def names(mask: str | None) -> str:
         (None, "ABC"),
         ("0", "A"),
         ("2,0", "CA"),
+        (" 1 , 0 ", "BA"),
         ("GPU-bbb", "B"),
+        ("gpu-bbb", ""),  # CUDA asks for capitals
         ("GPU-bb,0", "BA"),
         ("GPU-a", ""),  # two cards begin like this
         ("", ""),
@@ -79,39 +37,107 @@ def names(mask: str | None) -> str:
         ("0,-1,1", "A"),
         ("0,7,1", "A"),
         ("1,1", "B"),
-        ("MIG-GPU-aaa/1/0", ""),
+        ("MIG-111", ""),  # no card is in MIG mode
         ("nonsense", ""),
     ],
 )
-def test_the_mask_is_followed_by_uuid_and_in_its_order(mask: str | None, seen: str) -> None:
-    assert names(mask) == seen
+def test_the_mask_is_followed_by_uuid_and_in_its_order(make_nvml: Make, mask: str | None, seen: str) -> None:
+    assert "".join(names(make_nvml(), mask)) == seen
 
 
-def test_facts_are_in_si_units_and_missing_ones_are_none() -> None:
-    gpu = all_gpus(FakeNvml())[0]
+@pytest.mark.parametrize(
+    ("mask", "seen"),
+    [
+        (None, ["A MIG 1g.10gb"]),
+        ("0", ["A MIG 1g.10gb"]),
+        ("MIG-122", ["A MIG 2g.20gb"]),
+        ("MIG-12", ["A MIG 2g.20gb"]),
+        ("MIG-1", []),  # two instances begin like this
+        ("MIG-122,MIG-111", ["A MIG 2g.20gb"]),  # CUDA shows a process one instance
+        ("1,MIG-111", ["B", "A MIG 1g.10gb"]),
+        ("GPU-bbb", ["B"]),
+    ],
+)
+def test_a_card_in_mig_mode_is_seen_by_its_instance(make_nvml: Make, mask: str | None, seen: list[str]) -> None:
+    assert names(make_nvml(mig=True), mask) == seen
+
+
+def test_a_card_in_mig_mode_without_an_instance_is_skipped(make_nvml: Make) -> None:
+    nvml = make_nvml(mig=True)
+    nvml.instances = ()
+    assert names(nvml, None) == ["B", "C"]
+    nvml.cards = nvml.cards[1:2]
+    assert detect_gpus(nvml, {}).reason == "MIG mode is on without an instance"
+
+
+def test_an_instance_knows_its_card(make_nvml: Make) -> None:
+    nvml = make_nvml(mig=True)
+    (instance,) = detect_gpus(nvml, {"CUDA_VISIBLE_DEVICES": "MIG-122"}).visible
+    assert (instance.uuid, instance.card_uuid, instance.is_instance) == ("MIG-122", "GPU-aaa", True)
+    assert handle_of(nvml, instance)[1] == "A"
+
+
+def test_numbers_among_different_cards_need_an_order(make_nvml: Make) -> None:
+    found = detect_gpus(make_nvml(), {"CUDA_VISIBLE_DEVICES": "1"})
+    assert found.visible == ()
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in found.reason
+    assert names(make_nvml(), "GPU-ccc", order="FASTEST_FIRST") == []
+    assert names(make_nvml(), "GPU-abc,GPU-aaa", order="FASTEST_FIRST") == ["C", "A"]
+    alike = make_nvml()
+    alike.cards = tuple((uuid, "A", bus) for uuid, _, bus in alike.cards)
+    assert len(detect_gpus(alike, {}).visible) == 3
+
+
+def test_facts_are_in_si_units_and_missing_ones_are_none(make_nvml: Make) -> None:
+    gpu = all_gpus(make_nvml())[0]
     assert (gpu.power_limit_w, gpu.capability, gpu.driver) == (700.0, "9.0", "580.1")
-    assert gpu.clock_max_hz is None
-    assert handle_of(FakeNvml(), gpu) == 1
+    assert (gpu.clock_max_hz, gpu.memory_clock_max_hz, gpu.cuda_version) == (1.98e9, None, "13.1")
+    assert gpu.memory_bytes == 80 << 30
 
 
-def test_no_driver_and_hidden_cards_have_a_reason() -> None:
+def test_a_card_that_shares_the_hosts_memory_has_none_of_its_own(make_nvml: Make) -> None:
+    nvml = make_nvml()
+    nvml.broken.add("memory")
+    assert all_gpus(nvml)[0].memory_bytes is None
+
+
+def test_no_gpu_always_has_a_reason(make_nvml: Make) -> None:
     assert detect_gpus("NVIDIA driver not found").reason == "NVIDIA driver not found"
-    assert detect_gpus(FakeNvml(), {"CUDA_VISIBLE_DEVICES": "-1"}).reason == "CUDA_VISIBLE_DEVICES hides every GPU"
+    assert detect_gpus(make_nvml(), {"CUDA_VISIBLE_DEVICES": "-1"}).reason == "CUDA_VISIBLE_DEVICES hides every GPU"
+    empty = make_nvml()
+    empty.cards = ()
+    assert detect_gpus(empty, {}).reason == "no NVIDIA GPU"
+    broken = make_nvml()
+    broken.broken.add("count")
+    assert detect_gpus(broken, {}).reason == "NVML failed: Not Supported"
 
 
-def test_energy_is_the_difference_of_the_counter_of_the_visible_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    meter = nvml_meter(FakeNvml())
-    assert isinstance(meter, EnergyMeter)
-    with meter.measure() as reading:
-        pass
-    assert reading.joules == pytest.approx(2.0)
-    assert nvml_meter("NVIDIA driver not found") == NoMeter("NVIDIA driver not found")
+def test_a_host_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def missing() -> None:
+        raise pynvml.NVMLError_LibraryNotFound
+
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    assert open_nvml() == "NVIDIA driver not found"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert open_nvml() == "the package nvidia-ml-py is not installed"
 
 
-def test_throttling_is_put_in_words_and_a_power_cap_is_not_throttling() -> None:
-    assert gpu_throttle(0x04) == ""  # the software power cap: how a card runs under load
-    assert gpu_throttle(0x20 | 0x80) == "too hot, power brake"
-    assert pi_throttle("throttled=0x50005\n") == "under-voltage, throttled"
-    assert pi_throttle("throttled=0x50000") == ""  # since boot, not now
-    assert pi_throttle("") == ""
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cuda: Optional[str] = '12.8'", "12.8"),
+        ('cuda = "13.0"', "13.0"),
+        ("cuda: Optional[str] = None", ""),
+    ],
+)
+def test_torchs_cuda_is_read_without_importing_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: str
+) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip: Optional[str] = None\n")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert torch_cuda() == expected
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert torch_cuda() is None

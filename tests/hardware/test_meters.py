@@ -1,22 +1,26 @@
-"""Memory and energy meters, load, ceilings and the machine file."""
+"""Memory and energy meters: what they see, and that they never make a number up."""
 
 from __future__ import annotations
 
-import json
-import platform
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from archbench.cells import Ceiling
-from archbench.hardware import ceilings as ceiling_module
-from archbench.hardware.asv_machine import write
-from archbench.hardware.ceilings import buffer_bytes, ceilings
-from archbench.hardware.detect import detect
-from archbench.hardware.load import Watch
-from archbench.hardware.meters import EnergyMeter, NoMeter, peak_host_bytes, rapl_meter
-from archbench.hardware.report import machine_tables
+from archbench.hardware.meters import (
+    EnergyMeter,
+    NoMeter,
+    energy_meter,
+    nvml_meter,
+    peak_device_bytes,
+    peak_host_bytes,
+    rapl_meter,
+)
+
+Make = Callable[..., Any]
 
 
 @pytest.mark.parametrize("mebibytes", [16, 128])
@@ -28,109 +32,101 @@ def test_the_peak_of_a_call_is_what_it_touches_even_when_it_frees_it(mebibytes: 
         assert peak_host_bytes(call) == pytest.approx(mebibytes << 20, rel=0.1)
 
 
+def test_the_result_of_a_call_counts() -> None:
+    assert peak_host_bytes(lambda: np.ones(32 << 20, dtype=np.uint8)) == pytest.approx(32 << 20, rel=0.1)
+
+
+def hold_64_mebibytes() -> int:
+    return sum(int(np.ones(64 << 20, dtype=np.uint8)[::4096].sum()) for _ in range(5))
+
+
 def test_without_the_kernels_mark_a_thread_samples(tmp_path: Path) -> None:
-    def call() -> int:
-        return sum(int(np.ones(64 << 20, dtype=np.uint8)[::4096].sum()) for _ in range(5))
-
-    assert peak_host_bytes(call, root=tmp_path) == pytest.approx(64 << 20, rel=0.3)
+    assert peak_host_bytes(hold_64_mebibytes, root=tmp_path) == pytest.approx(64 << 20, rel=0.3)
 
 
-def zone(root: Path, name: str, energy: str, domain: str = "package-0") -> Path:
+def test_a_kernel_without_a_high_water_mark_is_sampled_too(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/clear_refs").touch()
+    (tmp_path / "proc/self/status").write_text("Name:\tpython\nVmRSS:\t   1024 kB\n")
+    assert peak_host_bytes(hold_64_mebibytes, root=tmp_path) == pytest.approx(64 << 20, rel=0.3)
+
+
+def test_the_peak_on_a_device_is_above_what_was_held_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="device memory is counted by torch's allocator")
+    said: list[str] = []
+    fake = SimpleNamespace(
+        synchronize=lambda: said.append("synchronize"),
+        reset_peak_memory_stats=lambda: said.append("reset"),
+        memory_allocated=lambda: 100,
+        max_memory_allocated=lambda: 350,
+    )
+    monkeypatch.setattr(torch, "cuda", fake)
+    assert peak_device_bytes(lambda: said.append("call")) == 250
+    assert said == ["synchronize", "reset", "call", "synchronize"]  # a launch is not over when its call returns
+
+
+def zone(root: Path, name: str, energy: str, domain: str = "package-0", wraps_at: str = "10000000") -> Path:
     folder = root / "sys/class/powercap" / name
     folder.mkdir(parents=True)
     (folder / "name").write_text(domain)
     (folder / "energy_uj").write_text(energy)
-    (folder / "max_energy_range_uj").write_text("10000000")
+    (folder / "max_energy_range_uj").write_text(wraps_at)
     return folder
 
 
 def test_rapl_adds_packages_and_survives_a_wrap(tmp_path: Path) -> None:
     first, second = zone(tmp_path, "intel-rapl:0", "9000000"), zone(tmp_path, "intel-rapl:1", "1000000", "package-1")
     zone(tmp_path, "intel-rapl:0:0", "5", "core")
-    meter = rapl_meter(tmp_path)
+    zone(tmp_path, "intel-rapl:2", "5", "psys")
+    meter = energy_meter("cpu", tmp_path)
     assert isinstance(meter, EnergyMeter)
+    assert meter.trust == "measured"
     with meter.measure() as reading:
         (first / "energy_uj").write_text("2000000")  # wrapped at 10 J: 3 J used
         (second / "energy_uj").write_text("1500000")
     assert reading.joules == pytest.approx(3.5)
 
 
-def test_no_counter_is_a_reason_and_a_counter_that_runs_backwards_no_number(tmp_path: Path) -> None:
+def test_no_counter_is_a_reason(tmp_path: Path) -> None:
     assert rapl_meter(tmp_path) == NoMeter("no energy counter")
     zone(tmp_path, "intel-rapl:0", "")
     assert rapl_meter(tmp_path) == NoMeter("the RAPL energy counter cannot be read by this user")
-    values = iter([[5.0], [3.0]])
-    with EnergyMeter("x", lambda: next(values)).measure() as reading:
-        pass
+
+
+@pytest.mark.parametrize(("wraps_at", "later"), [("", "3000000"), ("0", "3000000"), ("10000000", "")])
+def test_a_counter_that_runs_backwards_or_goes_away_gives_no_number(tmp_path: Path, wraps_at: str, later: str) -> None:
+    folder = zone(tmp_path, "intel-rapl:0", "5000000", wraps_at=wraps_at)
+    meter = rapl_meter(tmp_path)
+    assert isinstance(meter, EnergyMeter)
+    with meter.measure() as reading:
+        (folder / "energy_uj").write_text(later)
     assert reading.joules is None
 
 
-def test_the_watch_sees_load_and_shares() -> None:
-    watch = Watch(nvml="none")
-    watch.start()
-    sum(range(2_000_000))
-    seen = watch.stop()
-    assert 0 <= float(seen.get("other_cpu_fraction") or 0) <= 1
-    assert "load1" in seen
+def test_the_gpus_energy_is_that_of_the_visible_card(make_nvml: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bbb")
+    meter = nvml_meter(make_nvml())
+    assert isinstance(meter, EnergyMeter)
+    with meter.measure() as reading:
+        pass
+    assert reading.joules == pytest.approx(2.0)
 
 
-def test_ceilings_are_measured_once_per_boot_and_stamped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host, asked = detect(), []
-
-    def measured(*_: object) -> list[Ceiling]:
-        asked.append(1)
-        return [Ceiling("copy", 1e9, "B/s", threads=1)]
-
-    monkeypatch.setattr(ceiling_module, "_cpu", measured)
-    options = {"dtypes": ("fp32",), "threads": (1,), "cache_dir": tmp_path}
-    first = ceilings(host, "cpu", **options)
-    assert first[0].measured.startswith("20")
-    assert ceilings(host, "cpu", **options) == first
-    assert len(asked) == 1
-    ceilings(host, "cpu", **options, refresh=True)
-    next(tmp_path.glob("*.json")).write_text("{")
-    ceilings(host, "cpu", **options)
-    monkeypatch.setattr(ceiling_module, "boot_id", lambda: "another boot")
-    ceilings(host, "cpu", **options)
-    assert len(asked) == 4
+def test_a_gpu_counter_that_fails_later_gives_no_number(make_nvml: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bbb")
+    nvml = make_nvml()
+    meter = nvml_meter(nvml)
+    assert isinstance(meter, EnergyMeter)
+    with meter.measure() as reading:
+        nvml.broken.add("energy")
+    assert reading.joules is None
 
 
-def test_buffers_exceed_four_caches_but_never_a_quarter_of_the_free_memory() -> None:
-    assert buffer_bytes(32 << 20, 64 << 30) > 4 * (32 << 20)
-    assert buffer_bytes(1 << 20, 64 << 30) == 64 << 20
-    assert buffer_bytes(480 << 20, 4 << 30) == 1 << 30
-
-
-def test_rates_are_plausible_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the matrix rate is torch's")
-    monkeypatch.setattr(ceiling_module, "buffer_bytes", lambda cache, available: 8 << 20)
-    monkeypatch.setattr(ceiling_module, "MATRIX_SIZES", (256,))
-    found = ceilings(detect(), "cpu", dtypes=("fp32", "fp64"), threads=(1,), cache_dir=tmp_path)
-    assert {(c.name, c.dtype) for c in found} == {
-        ("copy", None),
-        ("read", None),
-        ("matrix", "fp32"),
-        ("matrix", "fp64"),
-    }
-    assert all(1e8 < c.value < 1e14 for c in found)
-
-
-def test_the_machine_file_has_our_name_under_ours_and_asvs_key(tmp_path: Path) -> None:
-    path = tmp_path / "machine.json"
-    path.write_text(json.dumps({"other": {"machine": "other"}, "version": 1}))
-    write(detect(), "my-box", path)
-    written = json.loads(path.read_text())
-    assert written["my-box"]["machine"] == written[platform.node()]["machine"] == "my-box"
-    assert written["other"] == {"machine": "other"}
-    assert all(isinstance(value, str) for value in written["my-box"].values())
-    assert platform.node() not in written["my-box"].values()
-    path.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        write(detect(), "my-box", path)
-
-
-def test_the_table_shows_ceilings_beside_the_datasheet() -> None:
-    ceiling = Ceiling("matrix", 4e14, "op/s", dtype="bf16", datasheet=8e14)
-    facts, measured = machine_tables(detect(), "my-box", [ceiling], None)
-    assert facts.title == "my-box"
-    assert list(measured.columns[5].cells) == ["50%"]
+def test_a_gpu_without_a_counter_of_its_own_is_a_reason(make_nvml: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nvml_meter("NVIDIA driver not found") == NoMeter("NVIDIA driver not found")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-111")
+    assert nvml_meter(make_nvml(mig=True)) == NoMeter("a MIG instance has no energy counter of its own")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bbb")
+    old = make_nvml()
+    old.broken.add("energy")
+    assert nvml_meter(old) == NoMeter("this GPU has no energy counter: Not Supported")

@@ -127,6 +127,7 @@ def run(wanted: Plan, configuration: Path, progress: Progress, waiting: Callable
         for track in wanted.cases:
             command += ["--bench", wanted.regex(track)]
         environment = os.environ | {RUN_FILE: str(file)}
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order detection names cards in
         log = private / "asv.log"
         try:
             _follow(command, environment, log, file, wanted.total, progress)

@@ -29,8 +29,12 @@ class Examiner:
     work: Call
     device: Device
 
+    def ask_once(self, seed: int) -> float:
+        """One question with fresh inputs; the relative error. Raises Wrong."""
+        return self._ask(self.track.make_inputs(self.case, seed, self.device))
+
     def examine(self, seed: int) -> float:
-        """Two questions from ``seed``; the larger relative error. Raises Wrong."""
+        """Two questions, the second in the memory of the first; the larger relative error. Raises Wrong."""
         inputs = self.track.make_inputs(self.case, seed, self.device)
         first = self._ask(inputs)
         if not refill(inputs, self.track.make_inputs(self.case, seed + 1, self.device)):

@@ -202,7 +202,7 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
     try:
         rival = examiner(track, case, load_contender(track.name, track.baseline), place)
         if contender != track.baseline:
-            settle(lambda: rival.examine(seed))
+            settle(lambda: rival.ask_once(seed))
     except Refused as refused:
         raise Refused(
             "unsupported", f"the baseline {track.baseline} is {refused.status}: {refused.reason}"
@@ -212,7 +212,7 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
     watch.start()
     found: Findings = settle(lambda: PROTOCOLS[track.protocol](setting))
     host.update(watch.stop())
-    error = max(error, found.error, settle(lambda: asked.examine(seed + 20)))
+    error = max(error, found.error, settle(lambda: asked.ask_once(seed + 20)))
     changed = [
         f"{key} from {value} to {_settings()[key]}" for key, value in before.items() if _settings()[key] != value
     ]

@@ -29,7 +29,7 @@ from archbench.names import is_safe_name
 from archbench.track import Device, Place
 
 PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "asv", "asv_runner")
-DTYPES = ("fp64", "fp32", "bf16", "fp16", "int8")
+DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "int8")  # those a device does not have are left out
 CONFIGURATION = "asv.conf.json"
 RUN_FILE = "ARCHBENCH_RUN_FILE"  # set by `archbench run`, so that it can follow the run's progress
 
@@ -157,13 +157,12 @@ def open_run(configuration: Path) -> Session:
 
 
 def last_level_cache(host: Host, device: Device) -> int:
-    """Bytes inputs must exceed to come from memory: the L2 of the GPU, else the largest CPU cache."""
+    """Bytes inputs must exceed to come from memory: the L2 of the GPU, else the CPU caches of the last level together."""
     if device == "cuda":
         import torch
 
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
-    facts = host.facts()
-    return max((int(facts.get(f"cpu.cache.l{level}_bytes") or 0) for level in (1, 2, 3)), default=0)
+    return host.cpu.last_level_bytes
 
 
 def append(path: Path, record: Record) -> None:
