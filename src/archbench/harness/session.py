@@ -157,7 +157,7 @@ def open_run(configuration: Path) -> Session:
 
 
 def last_level_cache(host: Host, device: Device) -> int:
-    """Bytes inputs must exceed to come from memory: the L2 of the GPU, else the CPU caches of the last level together."""
+    """Bytes that inputs must exceed to come from memory: the L2 of the GPU, else every CPU cache of the last level."""
     if device == "cuda":
         import torch
 
