@@ -77,6 +77,10 @@ class Results:
     sources: list[str]
     problems: list[Problem]
 
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
 
 def load(folder: Path) -> Results:
     """Read a results folder into ranked rows, sorted. Raises NoResults where there is nothing in it."""

@@ -1,34 +1,29 @@
-"""Rendering: results in, a folder of self-contained pages out.
+"""Rendering: results in, a folder of self-contained files out.
 
-The pages are made from result files alone, in a folder beside the target, and swapped in when all are written: a render
-that fails leaves the old board. Each page carries its style and script inline, under a Content-Security-Policy with
-their hashes; nothing is fetched, and nothing from a result file is ever markup.
+The files are made from result files alone, in a folder beside the target, and swapped in when all are written: a render
+that is killed or fails leaves the old board. A file whose inputs did not change since the last render is linked from
+the old board, after its content was compared with what that render remembered of it.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from archbench import __version__
-from archbench.names import is_safe_name
-from archbench.reports import views
 from archbench.reports.load import Problem
-from archbench.reports.rows import Results, Row, load
+from archbench.reports.pages import Board, everything
+from archbench.reports.rows import load
 
-MARKER = ".archbench-board"
+MARKER = ".archbench-board"  # what a render remembers: the digest of its code, of every file and of its inputs
 
 
 class RenderRefused(ValueError):
@@ -41,11 +36,12 @@ class Rendered:
 
     index: Path
     pages: int
+    made: int  # files that had to be made anew
     rows: int
     problems: list[Problem]
 
 
-def render(folder: Path, out: Path) -> Rendered:
+def render(folder: Path, out: Path, *, here: str | None = None, address: str = "") -> Rendered:
     """Render a results folder. Raises NoResults, RenderRefused, OSError (the old board stays)."""
     results = load(folder)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
@@ -55,104 +51,77 @@ def render(folder: Path, out: Path) -> Rendered:
     out.parent.mkdir(parents=True, exist_ok=True)
     mark = secrets.token_hex(4)
     staged, old = (out.with_name(f".{out.name}.{kind}-{mark}") for kind in ("new", "old"))
+    memory = _remembered(out)
+    board = Board(results, here if here in results.machines else None, memory.get("state", {}), address)
     try:
-        pages = _write(results, staged)
+        pages, made = _write(board, staged, out, memory)
         if out.exists():
             os.replace(out, old)
         os.replace(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return Rendered(out / "index.html", pages, len(results.rows), results.problems)
+    return Rendered(out / "index.html", pages, made, results.count, results.problems)
 
 
-def page_name(name: str) -> str:
-    """A file name for a track or machine: its own name where that is safe, a hash of it elsewhere."""
-    if is_safe_name(name) and len(name) <= 80:
-        return name
-    return "x" + hashlib.sha256(name.encode()).hexdigest()[:16]
+def _write(board: Board, folder: Path, old: Path, memory: dict[str, Any]) -> tuple[int, int]:
+    """Write every output into ``folder``; how many pages there are, and how many files were made."""
+    code = code_digest()
+    known: dict[str, list[str]] = memory.get("files", {}) if memory.get("code") == code else {}
+    kept: dict[str, list[str]] = {}
+    pages = made = 0
+    for output in everything(board):
+        path = folder / output.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        key, content = known.get(output.path, ["", ""])
+        if key != output.key or not _link(old / output.path, path, content):
+            data = output.make()
+            content = _content(data)
+            path.write_bytes(data)
+            made += 1
+        kept[output.path] = [output.key, content]
+        pages += output.path.endswith(".html")
+    memo = {"code": code, "files": kept, "state": {}}
+    (folder / MARKER).write_text(json.dumps(memo, sort_keys=True, allow_nan=False), encoding="utf-8")
+    return pages, made
 
 
-def _write(results: Results, folder: Path) -> int:
-    for sub in ("track", "machine"):
-        (folder / sub).mkdir(parents=True)
-    (folder / MARKER).write_text(f"{__version__}\n", encoding="utf-8")
-    environment = _environment()
-    by_track: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in results.rows:
-        by_track[row.track][row.machine].append(row)
-    machines = sorted(set(results.machines) | {row.machine for row in results.rows})
-    common = {"machines": machines, "tracks": sorted(by_track), "problems": results.problems}
-    pages = 0
-
-    def write(path: str, template: str, root: str, **values: Any) -> None:
-        nonlocal pages
-        html = environment.get_template(template).render(root=root, page=path, **common, **values)
-        (folder / path).write_text(html, encoding="utf-8")
-        pages += 1
-
-    winners = {
-        (machine, track): views.winner(_newest(rows), machine, track)
-        for track, by_machine in by_track.items()
-        for machine, rows in by_machine.items()
-    }
-    write("index.html", "index.html.j2", "", winners=winners, notes=results.tracks, rows=len(results.rows))
-    write("status.html", "status.html.j2", "", failed=[row for row in results.rows if row.status != "ok"])
-    for track, by_machine in sorted(by_track.items()):
-        note = results.tracks.get(track)
-        cases = note.cases if note else {}
-        boards = []
-        for _, rows in sorted(by_machine.items()):
-            by_commit = defaultdict(list)
-            for row in rows:
-                by_commit[row.commit].append(row)
-            ordered = views.newest_commits(rows)
-            boards.append([views.board(by_commit[commit], cases) for commit in ordered])
-        write(f"track/{page_name(track)}.html", "track.html.j2", "../", track=track, note=note, boards=boards)
-    for machine in machines:
-        view = views.machine_view(results, machine)
-        write(f"machine/{page_name(machine)}.html", "machine.html.j2", "../", machine=view)
-    return pages
+def _link(source: Path, target: Path, content: str) -> bool:
+    """Give an unchanged file of the old board a name in the new one. False where it is not what it was."""
+    try:
+        if source.is_symlink() or _content(source.read_bytes()) != content:
+            return False
+        os.link(source, target)
+    except OSError:  # gone, or a file system without links
+        return False
+    return True
 
 
-def _newest(rows: list[Row]) -> list[Row]:
-    commit = views.newest_commits(rows)[0]
-    return [row for row in rows if row.commit == commit]
+def _content(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def _remembered(out: Path) -> dict[str, Any]:
+    """What the last render wrote down, or nothing: it is a convenience, never a source of numbers."""
+    try:
+        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def inlined(value: Any) -> Markup:
-    """JSON inside a script element: no character of it can end the element or start a comment."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
-    for mark, escape in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
-        text = text.replace(mark, escape)
-    return Markup(text)
+@cache
+def code_digest() -> str:
+    """A digest of everything that turns results into files: the package's modules, templates, style and script."""
+    found = hashlib.blake2b(digest_size=16)
 
+    def add(place: Traversable, name: str) -> None:
+        for entry in sorted(place.iterdir(), key=lambda entry: entry.name):
+            if entry.is_dir() and entry.name not in ("__pycache__", "results", "site"):
+                add(entry, f"{name}/{entry.name}")
+            elif entry.name.endswith((".py", ".j2", ".css", ".js")):
+                found.update(f"{name}/{entry.name}\0".encode() + entry.read_bytes())
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("archbench.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    static = files("archbench.reports") / "static"
-    style = (static / "board.css").read_text(encoding="utf-8")
-    script = (static / "board.js").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; base-uri 'none'"
-    )
-    environment.globals |= {
-        "style": Markup(style),
-        "script": Markup(script),
-        "policy": policy,
-        "harness": __version__,
-        "page_name": page_name,
-        "html_rows": views.HTML_ROWS,
-    }
-    environment.filters["inlined"] = inlined
-    return environment
+    add(files("archbench.reports"), "reports")
+    add(files("archbench"), "archbench")
+    return found.hexdigest()

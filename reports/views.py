@@ -144,6 +144,12 @@ def newest_commits(rows: Sequence[Row]) -> list[str]:
     return sorted(latest, key=lambda commit: (latest[commit], commit), reverse=True)
 
 
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the newest commit."""
+    commit = newest_commits(rows)[0]
+    return [row for row in rows if row.commit == commit]
+
+
 def board(rows: Sequence[Row], cases: Mapping[str, Mapping[str, Scalar]]) -> Board:
     """The tables of one track on one machine at one commit; ``rows`` are those and no others."""
     first = rows[0]

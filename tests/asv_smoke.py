@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CASE, CONTENDER = "b1-h8-len128-d64-fp32-fwd", "naive"
+CASE, CONTENDER = "b1-h4-len128-d64-fp32-fwd", "naive"
 BENCH = rf"attention.*\('{CASE}', '{CONTENDER}'\)"
 PROBLEM_EXIT = 2  # asv's "a benchmark failed" or "something got slower"
 

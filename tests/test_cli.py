@@ -45,7 +45,7 @@ def test_unknown_targets_and_cases_are_named_before_anything_is_measured() -> No
     root = Path(__file__).resolve().parent.parent
     for arguments, sentence in (
         (("run", "attention/naiv"), "did you mean 'naive'?"),
-        (("run", "attention", "--case", "b1-h8-len128-d64-fp32"), "did you mean 'b1-h8-len128-d64-fp32-fwd'?"),
+        (("run", "attention", "--case", "b1-h4-len128-d64-fp32"), "did you mean 'b1-h8-len128-d64-fp32-fwd'?"),
     ):
         done = archbench(*arguments, cwd=root)
         assert done.returncode == 2

@@ -24,7 +24,7 @@ CONTENDER = Contender(
     family="peer",
 )
 '''
-CASE = "b1-h8-len128-d64-fp32-fwd"
+CASE = "b1-h4-len128-d64-fp32-fwd"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from archbench.harness.session import Session, append
 from archbench.harness.suite import Suite
 
 ROOT = Path(__file__).resolve().parent.parent
-CASE = "b1-h8-len128-d64-fp32-fwd"
+CASE = "b1-h4-len128-d64-fp32-fwd"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""The files of a board: each page kind is a module here, each file an ``Output`` with the digest of what it is made from.
+
+``everything(board)`` lists the outputs of a results folder. An output is only made when its key changed since the last
+render; a page kind therefore puts into ``key`` all that its file depends on, code aside (``site.py`` adds that).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from archbench.reports.rows import Results, Row
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file of the board: its path in the site, the digest of its inputs, and how it is made."""
+
+    path: str
+    key: str
+    make: Callable[[], bytes]
+
+
+@dataclass
+class Board:
+    """What all pages are made from."""
+
+    results: Results
+    here: str | None = None  # the machine the board is rendered on, where it has results
+    before: Mapping[str, Any] = field(default_factory=dict)  # what the last render remembered; see ``changes``
+    address: str = ""  # where the board will be published, for the feed; empty: unknown
+
+    @cached_property
+    def by_track_and_machine(self) -> Mapping[tuple[str, str], Sequence[Row]]:
+        found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in self.results.rows:
+            found[row.track, row.machine].append(row)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def tracks(self) -> list[str]:
+        return sorted({track for track, _ in self.by_track_and_machine})
+
+    @cached_property
+    def machines(self) -> list[str]:
+        return sorted(set(self.results.machines) | {row.machine for row in self.results.rows})
+
+
+def digest(*parts: object) -> str:
+    """A digest of plain data, structs and dataclasses; equal data gives equal digests in every process."""
+    return hashlib.blake2b(msgspec.json.encode(parts, order="deterministic"), digest_size=16).hexdigest()
+
+
+def everything(board: Board) -> Iterator[Output]:
+    """Every file of the board, in a fixed order."""
+    from archbench.reports.pages import index, machine, status, track
+
+    kinds: Iterable[Callable[[Board], Iterator[Output]]] = (
+        index.outputs,
+        track.outputs,
+        machine.outputs,
+        status.outputs,
+    )
+    for outputs in kinds:
+        yield from outputs(board)

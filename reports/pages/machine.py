@@ -1,0 +1,21 @@
+"""A page per machine: what was detected, and what it was measured to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archbench.reports import views
+from archbench.reports.pages import Board, Output, digest
+from archbench.reports.pages.html import page_name, render
+
+
+def outputs(board: Board) -> Iterator[Output]:
+    problems = board.results.problems
+    for name in board.machines:
+        view = views.machine_view(board.results, name)
+        path = f"machine/{page_name(name)}.html"
+        yield Output(
+            path,
+            digest(view, problems),
+            lambda path=path, view=view: render("machine.html.j2", path, machine=view, problems=problems),  # type: ignore[misc]
+        )
