@@ -1,4 +1,4 @@
-"""The files of a board: each page kind is a module here, each file an ``Output`` with the digest of what it is made from.
+"""The files of a board: a module per page kind, an ``Output`` per file with the digest of what it is made from.
 
 ``everything(board)`` lists the outputs of a results folder. An output is only made when its key changed since the last
 render; a page kind therefore puts into ``key`` all that its file depends on, code aside (``site.py`` adds that).
