@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ class Row:
     version: str = ""  # of the track's series
     note: ContenderNote = field(default_factory=ContenderNote)
     energy_trust: str | None = None
+    series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)  # curves: loss over step
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -144,10 +145,10 @@ def _run_rows(file: RunFile) -> Iterable[Row]:
             status=cell.status,
             reason=cell.reason,
             baseline=cell.baseline,
-            metrics=cell.metrics,
-            limit_fraction=cell.limit_fraction,
+            metrics={name: _rounded(metric) for name, metric in cell.metrics.items()},
+            limit_fraction=None if cell.limit_fraction is None else _six(cell.limit_fraction),
             limit_kind=cell.limit_kind,
-            control=cell.control,
+            control=None if cell.control is None else _rounded(cell.control),
             host=shared | cell.host | _measured_at(cell),
             reproduce=reproduce(cell.track, cell.contender, cell.case),
             date=run.commit_date,
@@ -155,7 +156,18 @@ def _run_rows(file: RunFile) -> Iterable[Row]:
             version=note.version if note else "",
             note=note.contenders.get(cell.contender, ContenderNote()) if note else ContenderNote(),
             energy_trust=cell.energy_trust,
+            series=cell.series,
         )
+
+
+def _six(value: float) -> float:
+    """Six significant digits, more than a measurement has: pages, exports and tables then hold the same number."""
+    return value if value.is_integer() else float(f"{value:.6g}")
+
+
+def _rounded(metric: Metric) -> Metric:
+    ends = None if metric.ci is None else (_six(metric.ci[0]), _six(metric.ci[1]))
+    return Metric(_six(metric.value), metric.unit, ends, metric.n)
 
 
 def _measured_at(cell: Cell) -> dict[str, Scalar]:
