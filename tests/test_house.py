@@ -48,9 +48,9 @@ def room(module: str) -> str:
     parts = module.split(".")
     if parts[0] == "benchmarks":
         return "benchmarks"
-    if len(parts) > 1 and parts[1] in ("hardware", "kernels", "models", "reports", "harness"):
+    if len(parts) > 1 and parts[1] in ("hardware", "kernels", "models", "reports", "harness", "cli"):
         return parts[1]
-    return "cli" if module in ("archbench.cli", "archbench.__main__") else VOCABULARY
+    return "cli" if module == "archbench.__main__" else VOCABULARY
 
 
 def imports(path: Path) -> set[str]:

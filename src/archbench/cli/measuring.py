@@ -1,84 +1,30 @@
-"""The command line: ``archbench list | check | machine | run | board | serve | export``.
-
-Exit codes: 0 done; 1 the command ran and found something wrong (a red gate, a run without results);
-2 a mistake in the call (unknown names, no results, no repository), with a sentence on stderr that says what to do.
-No verb has an option that changes a number: what changes a number is a case or a contender.
-"""
+"""The verbs that look at this machine and measure on it: ``list``, ``check``, ``machine``, ``run``."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from archbench import __version__
+from archbench.cli.console import app, err, fail, out
 from archbench.discovery import UnknownName, contender_modules, load_contender, load_track, select, track_modules
 
 if TYPE_CHECKING:
     from archbench.cells import Cell
-    from archbench.reports.load import Problem
-
-app = typer.Typer(
-    help="Which implementation of a neural-network building block is best, for this case, on this machine?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-out = Console()
-err = Console(stderr=True)
 
 Targets = Annotated[
     list[str] | None, typer.Argument(help="TRACK or TRACK/CONTENDER; everything when left out.", show_default=False)
 ]
-Results = Annotated[Path, typer.Option("--results", help="Folder of results.", show_default=True)]
-RESULTS = Path("reports/results")
-SITE = Path("reports/site")
 
 
 class ListFormat(StrEnum):
     table = "table"
     json = "json"
-
-
-class ExportFormat(StrEnum):
-    json = "json"
-    csv = "csv"
-    md = "md"
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    err.print(f"archbench: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _report(problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        err.print(f"skipped {problem.path}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
-    if problems:
-        err.print(f"{len(problems)} file(s) or record(s) did not count", style="yellow")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        out.print(f"archbench {__version__}", highlight=False)
-        raise typer.Exit
-
-
-@app.callback()
-def main_options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 def _inventory() -> list[dict[str, Any]]:
@@ -117,7 +63,7 @@ def list_tracks(
     try:
         tracks = _inventory()
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     if format is ListFormat.json:
         for track in tracks:
             for contender in track["contenders"]:
@@ -143,7 +89,7 @@ def check(targets: Targets = None) -> None:
     try:
         chosen = select(tuple(targets or ()))
     except UnknownName as error:
-        _fail(str(error))
+        fail(str(error))
     wrong = 0
     for track, names in chosen.items():
         table = Table(title=f"{track}: the gate at every test case", title_justify="left")
@@ -159,7 +105,7 @@ def check(targets: Targets = None) -> None:
                 table.add_row(name, right, note, "\n".join(bad), style="red" if bad else None)
         out.print(table)
     if wrong:
-        _fail(f"{wrong} check(s) failed", 1)
+        fail(f"{wrong} check(s) failed", 1)
 
 
 @app.command()
@@ -178,7 +124,7 @@ def machine(
         device = default_device(host)
         name = machine_name(host, device)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     with err.status("measuring the ceilings (once per boot)"):
         ceilings = measured_ceilings(host, device, refresh=refresh)
     for table in machine_tables(host, name, ceilings, match(host, device)):
@@ -207,9 +153,9 @@ def run(
             waiting=lambda: err.print("waiting: another archbench run is measuring on this machine"),
         )
     except (ValueError, FileNotFoundError) as error:  # unknown names, no repository, a device that is not there
-        _fail(str(error))
+        fail(str(error))
     except front.RunFailed as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     finally:
         if "front_progress" in locals():
             front_progress.stop()
@@ -264,57 +210,3 @@ def _print_cells(cells: Sequence[Cell]) -> None:
         for cell in group:
             table.add_row(cell.contender, _outcome(cell))
         out.print(table)
-
-
-@app.command()
-def board(
-    results: Results = RESULTS,
-    folder: Annotated[Path, typer.Option("--out", help="Folder to render into.")] = SITE,
-) -> None:
-    """Render the leaderboard from result files alone."""
-    from archbench.reports.load import NoResults
-    from archbench.reports.site import RenderRefused, render
-
-    try:
-        rendered = render(results, folder)
-    except (NoResults, RenderRefused) as error:
-        _fail(str(error))
-    _report(rendered.problems)
-    out.print(f"{rendered.pages} pages, {rendered.rows} rows", highlight=False)
-    out.print(str(rendered.index.resolve()), highlight=False, soft_wrap=True, markup=False)
-
-
-@app.command()
-def serve(
-    folder: Annotated[Path, typer.Option("--site", help="The rendered folder.")] = SITE,
-    port: Annotated[int, typer.Option("--port", help="Port on this machine only; 0 picks a free one.")] = 8000,
-) -> None:
-    """Preview the rendered leaderboard at a local address."""
-    from archbench.reports.serve import serve as serve_site
-
-    try:
-        serve_site(folder, port)
-    except (OSError, ValueError) as error:
-        _fail(str(error))
-
-
-@app.command()
-def export(
-    format: Annotated[ExportFormat, typer.Option("--format", help="json, csv or md.")] = ExportFormat.json,
-    results: Results = RESULTS,
-) -> None:
-    """Print the rows of the leaderboard; docs/export-format.md describes them."""
-    from archbench.reports.export import export as export_rows
-    from archbench.reports.load import NoResults
-
-    try:
-        text, problems = export_rows(results, format.value)
-    except NoResults as error:
-        _fail(str(error))
-    _report(problems)
-    sys.stdout.write(text)
-
-
-def main() -> None:
-    """Entry point."""
-    app()
