@@ -24,7 +24,7 @@ from typing import Any
 
 from archbench.cells import Duel
 from archbench.hardware.timers import Inputs, Timer, quiet
-from archbench.stats import Interval, hodges_lehmann
+from archbench.stats import Interval, hodges_lehmann, log_ratios
 from archbench.track import Call, Timing
 
 MAX_CALLS_PER_SAMPLE = 100_000
@@ -75,19 +75,6 @@ def calibrate(call: Call, sets: Sequence[Inputs], timer: Timer, min_sample_s: fl
             return calls
         grow = 1.2 * min_sample_s / seconds if seconds > 0 else 10.0
         calls = min(MAX_CALLS_PER_SAMPLE, max(calls + 1, math.ceil(calls * min(grow, 10.0))))
-
-
-def log_ratios(duel: Duel) -> list[float]:
-    """Per block: log of contender over baseline, the baseline being the geometric mean of its two samples."""
-    return [
-        math.log(c) - (math.log(b) + math.log(a)) / 2
-        for c, b, a in zip(duel.contender_s, duel.baseline_s, duel.control_s, strict=True)
-    ]
-
-
-def control_log_ratios(duel: Duel) -> list[float]:
-    """Per block: log of the baseline's second sample over its first. Zero but for noise."""
-    return [math.log(a) - math.log(b) for b, a in zip(duel.baseline_s, duel.control_s, strict=True)]
 
 
 def fight(

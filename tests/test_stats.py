@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archbench.hardware.clock import control_log_ratios, fight, log_ratios
+from archbench.hardware.clock import fight
 from archbench.hardware.timers import Inputs, Sample
-from archbench.stats import Interval, apart, geometric_mean, hodges_lehmann, median_interval
+from archbench.stats import (
+    Interval,
+    apart,
+    control_log_ratios,
+    geometric_mean,
+    hodges_lehmann,
+    log_ratios,
+    median_interval,
+)
 from archbench.track import Call, Timing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 _SAFE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._+-]{0,98}[A-Za-z0-9_+-])?")
@@ -12,6 +13,21 @@ _SAFE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._+-]{0,98}[A-Za-z0-9_+-])?")
 def is_safe_name(name: object) -> bool:
     """True for a name that may become a folder: no separators, no leading or trailing dot, at most 100 characters."""
     return isinstance(name, str) and _SAFE.fullmatch(name) is not None and ".." not in name
+
+
+def legible(text: str) -> str:
+    """Free text with whatever could hide in it written out: a right-to-left override becomes ``\\u202e``.
+
+    Line ends and tabs stay, odd spaces become plain ones. Names are not repaired: one that is not ``isprintable()``
+    is refused, because two that look the same must not be two.
+    """
+    return text if text.isprintable() else "".join(_shown(c) for c in text)
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or character in "\n\t":
+        return character
+    return " " if unicodedata.category(character) == "Zs" else f"\\u{ord(character):04x}"
 
 
 def slugify(text: str) -> str:

@@ -20,6 +20,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from archbench.cells import Duel
+
 Floats = Sequence[float] | npt.NDArray[np.float64]
 
 
@@ -92,6 +94,19 @@ def median_interval(values: Floats, confidence: float = 0.95) -> Interval:
         k += 1
     lo = max(k - 1, 0)
     return Interval(float(np.median(x)), float(x[lo]), float(x[n - 1 - lo]), n)
+
+
+def log_ratios(duel: Duel) -> list[float]:
+    """Per block: log of contender over baseline, the baseline being the geometric mean of its two samples."""
+    return [
+        math.log(c) - (math.log(b) + math.log(a)) / 2
+        for c, b, a in zip(duel.contender_s, duel.baseline_s, duel.control_s, strict=True)
+    ]
+
+
+def control_log_ratios(duel: Duel) -> list[float]:
+    """Per block: log of the baseline's second sample over its first. Zero but for noise."""
+    return [math.log(a) - math.log(b) for b, a in zip(duel.baseline_s, duel.control_s, strict=True)]
 
 
 def apart(a: Interval, b: Interval, band: float) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from archbench.hardware.clock import Audit, LateWork, calibrate, control_log_ratios, fight
+from archbench.hardware.clock import Audit, LateWork, calibrate, fight
 from archbench.hardware.timers import CpuTimer, CudaTimer, Inputs, Sample
-from archbench.stats import hodges_lehmann
+from archbench.stats import control_log_ratios, hodges_lehmann
 from archbench.track import Call, Timing
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from archbench.cells import Duel, Metric
 from archbench.checks import Wrong
-from archbench.hardware.clock import Audit, LateWork, control_log_ratios, fight
+from archbench.hardware.clock import Audit, LateWork, fight
 from archbench.hardware.timers import Inputs, Timer, timer_for
 from archbench.harness.gate import Examiner
 from archbench.harness.tensors import duplicate, refill, size_bytes
-from archbench.stats import Interval, hodges_lehmann, median_interval
+from archbench.stats import Interval, control_log_ratios, hodges_lehmann, median_interval
 from archbench.track import Call, Place
 
 MAX_INPUT_SETS = 256
