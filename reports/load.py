@@ -17,18 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from archbench.cells import CELLS_DIR
-from archbench.names import is_safe_name
+from archbench.names import is_safe_name, legible
 
-MAX_BYTES = 64 << 20
+# Limits count work, not seconds, so that a slow machine refuses the same files as a fast one. They are set so that the
+# worst file within them, 16 MiB of brackets, takes less than two seconds on a two-core virtual machine.
+MAX_BYTES = 16 << 20
 MAX_DEPTH = 5
+MAX_FILES = 200_000
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """A file, or a line of one, that did not count. ``path`` is relative to the results folder."""
+    """A file, or a line of one, that did not count. ``path`` is relative to the results folder.
+
+    Both may quote what a file or its name holds, so both are made legible.
+    """
 
     path: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", legible(self.path))
+        object.__setattr__(self, "reason", legible(self.reason))
 
 
 class NoResults(ValueError):
@@ -58,7 +68,7 @@ def no_results(folder: Path) -> NoResults:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A regular file's content. Raises Unreadable for anything else, and for more than 64 MiB."""
+    """A regular file's content. Raises Unreadable for anything else, and for more than ``MAX_BYTES``."""
     try:
         # Not followed and not waited for: a link may lead out of the tree, a FIFO never ends.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -114,7 +124,10 @@ def survey(folder: Path) -> Files:
     if not folder.is_dir():
         raise no_results(folder)
     files = Files()
-    for path in _walk(folder, files, folder):
+    for count, path in enumerate(_walk(folder, files, folder), start=1):
+        if count > MAX_FILES:
+            files.problems.append(Problem(relative(path, folder), f"more than {MAX_FILES} files: this and later ones"))
+            break
         place = path.parent
         if path.name == "benchmarks.json":
             _guard(files, folder, path, lambda p=path: files.benchmarks.update(_benchmarks(p)))
@@ -140,7 +153,9 @@ def _walk(folder: Path, files: Files, top: Path, depth: int = 0) -> Iterator[Pat
         path = Path(entry.path)
         if entry.name.startswith("."):
             continue  # files being written, and git's
-        if entry.is_symlink():
+        if not entry.name.isprintable():
+            files.problems.append(Problem(relative(path, top), "not a usable file name"))
+        elif entry.is_symlink():
             files.problems.append(Problem(relative(path, top), "a symbolic link: not followed"))
         elif not entry.is_dir(follow_symlinks=False):
             yield path

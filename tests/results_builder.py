@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from archbench.cells import SCHEMA, Ceiling, Cell, ContenderNote, Duel, Metric, 
 
 MACHINE = "amd-epyc-zen4-2c"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+_duels = itertools.count()
 
 
 def run(
@@ -44,6 +49,16 @@ def note(track: str = "attention", lengths: Sequence[int] = (128, 512, 1024), **
     )
 
 
+def samples(slowdown: float, half: float) -> Duel:
+    """Twelve blocks that give exactly the numbers of ``cell``, in an order of their own: no two duels are the same."""
+    contender = [0.001 * slowdown * (0.9, 1.1)[i < 6] for i in range(12)]
+    opponent = [x / slowdown / math.exp(half * (-1) ** i) for i, x in enumerate(contender)]
+    apart = [(math.log(1.001) + 0.002 * (-1) ** (i // 2)) / 2 for i in range(12)]
+    blocks = [(c, b / math.exp(a), b * math.exp(a)) for c, b, a in zip(contender, opponent, apart, strict=True)]
+    random.Random(next(_duels)).shuffle(blocks)
+    return Duel(*(list(column) for column in zip(*blocks, strict=True)))
+
+
 def cell(contender: str, slowdown: float = 1.0, case: str = "len128", half: float = 0.01, **changes: object) -> Cell:
     """An ok cell whose slowdown has an interval of +-``half`` (relative)."""
     ends = (slowdown * math.exp(-half), slowdown * math.exp(half))
@@ -59,10 +74,10 @@ def cell(contender: str, slowdown: float = 1.0, case: str = "len128", half: floa
             "peak_bytes": Metric(4096.0, "B"),
             "error": Metric(1e-7, "ratio"),
         },
-        "control": Metric(1.001, "ratio", (0.999, 1.003), 12),
-        "limit_fraction": 0.4 / slowdown,
+        "control": Metric(1.001, "ratio", (1.001 * math.exp(-0.002), 1.001 * math.exp(0.002)), 12),
+        "limit_fraction": min(0.4 / slowdown, 1.0),
         "limit_kind": "matrix",
-        "duel": Duel([0.001 * slowdown] * 12, [0.001] * 12, [0.001] * 12),
+        "duel": samples(slowdown, half) if not changes.keys() & {"metrics", "control"} else None,
         "host": {"load1": 0.5},
         "started": "2026-01-02T03:05:00+00:00",
     }

@@ -64,6 +64,11 @@ def _signed_rank_cut(n: int, confidence: float) -> int:
     return max(0, math.floor(total / 2 - z * sd))
 
 
+@lru_cache(maxsize=64)
+def _pairs(n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    return np.triu_indices(n)
+
+
 def hodges_lehmann(values: Floats, confidence: float = 0.95) -> Interval:
     """Centre of symmetric data: the median of all pairwise means, with the signed-rank interval.
 
@@ -72,12 +77,14 @@ def hodges_lehmann(values: Floats, confidence: float = 0.95) -> Interval:
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0 or not np.isfinite(x).all():
         raise ValueError(f"need at least one finite value, got {x.size} values")
-    i, j = np.triu_indices(x.size)
+    # A reader checks thousands of duels of a few blocks; the indices of long ones are too big to keep.
+    i, j = _pairs(x.size) if x.size <= 64 else np.triu_indices(x.size)
     walsh = np.sort((x[i] + x[j]) / 2)
     cut = _signed_rank_cut(int(x.size), confidence)
     # cut counts the rank sums in the tail; the interval starts at the (cut)-th smallest Walsh average.
     lo, hi = max(cut - 1, 0), min(walsh.size - cut, walsh.size - 1)
-    return Interval(float(np.median(walsh)), float(walsh[lo]), float(walsh[max(hi, lo)]), int(x.size))
+    centre = (walsh[(walsh.size - 1) // 2] + walsh[walsh.size // 2]) / 2
+    return Interval(float(centre), float(walsh[lo]), float(walsh[max(hi, lo)]), int(x.size))
 
 
 def median_interval(values: Floats, confidence: float = 0.95) -> Interval:
@@ -93,7 +100,7 @@ def median_interval(values: Floats, confidence: float = 0.95) -> Interval:
             break
         k += 1
     lo = max(k - 1, 0)
-    return Interval(float(np.median(x)), float(x[lo]), float(x[n - 1 - lo]), n)
+    return Interval(float((x[(n - 1) // 2] + x[n // 2]) / 2), float(x[lo]), float(x[n - 1 - lo]), n)
 
 
 def log_ratios(duel: Duel) -> list[float]:

@@ -58,7 +58,8 @@ def test_overlap_and_the_aa_band_make_ties(tmp_path: Path) -> None:
     assert found == {"base": [1, 2], "near": [1, 2], "far": [3, 3]}
     noisy = cell("far", 1.5, half=0.001)
     noisy = type(noisy)(
-        **{f: getattr(noisy, f) for f in noisy.__struct_fields__} | {"control": cell("x", 1.8).metrics["slowdown"]}
+        **{f: getattr(noisy, f) for f in noisy.__struct_fields__}
+        | {"control": cell("x", 1.8).metrics["slowdown"], "duel": None}
     )
     write(tmp_path, [run(), note(), cell("base", half=0.001), noisy])
     assert {r["contender"]: r["rank"] for r in rows(tmp_path)} == {"base": [1, 2], "far": [1, 2]}

@@ -1,0 +1,215 @@
+"""What a schema cannot say of a record: units, signs, intervals, dates, and numbers that follow from their samples.
+
+The reader calls these checks, so what ``archbench validate`` quarantines is what the board leaves out. They see the
+record alone: no clock, no repository, no other file. Each raises ValueError with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from archbench.cells import SCHEMA, Cell, Duel, Metric, Record, Run, Started, TrackNote
+from archbench.names import is_safe_name, legible
+from archbench.stats import Interval, control_log_ratios, hodges_lehmann, log_ratios, median_interval
+
+UNITS = {"slowdown": "ratio", "error": "ratio", "control": "ratio"}
+SUFFIXES = {"_s": "s", "_bytes": "B", "_j": "J"}  # a metric that ends so is in that unit
+LARGEST = {"s": 1e7, "B": 1e18, "J": 1e12, "ratio": 1e15}  # beyond these a number is no measurement
+MAX_NAME = 300
+MAX_PARAMETER = 2000  # asv writes the repr of an object
+MAX_BLOCKS = 1000
+ABOVE_THE_ROOFLINE = 1.05  # the harness gives no number above it (IMPOSSIBLE_ABOVE), so a record has none either
+CLOCK_SKEW = timedelta(days=1)  # between the machine that measured and the one that committed
+AGREES = 1e-6  # relative: what two processors may differ by in the same arithmetic
+_COMMIT = re.compile(r"[0-9a-f]{4,64}")
+_HIDING = re.compile(rb'[^\x20-\x7e]|\\[^"\\/]')  # bytes of a line in which an illegible character could be
+
+
+def date(text: str, what: str) -> datetime:
+    """An ISO 8601 date with its offset (UTC where it has none). Raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{what} {text[:40]!r} is not an ISO 8601 date") from None
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    if not 2000 <= found.year < 2100:
+        raise ValueError(f"{what} {text[:40]!r} is not in this century")
+    return found
+
+
+def is_commit(text: object) -> bool:
+    """Whether it looks like a hash, and therefore not like a path or an option of git."""
+    return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
+
+
+def check_record(record: Record) -> None:
+    """Raises ValueError."""
+    if isinstance(record, Cell):
+        check_cell(record)
+    elif isinstance(record, TrackNote):
+        _usable(record.track)
+        _names("name", [record.baseline, *record.cases, *record.contenders])
+    elif isinstance(record, Started):
+        _usable(record.track)
+        _names("name", [record.case, record.contender, record.baseline])
+
+
+def check_header(run: Run) -> None:
+    """Raises ValueError."""
+    if run.schema != SCHEMA:
+        raise ValueError(f"is of schema {run.schema}, known is {SCHEMA}")
+    if not is_safe_name(run.run):
+        raise ValueError(f"run {run.run[:60]!r} is not a usable name")
+    if not is_commit(run.commit):
+        raise ValueError(f"commit {run.commit[:60]!r} does not look like a hash")
+    started = date(run.started, "started")
+    if run.commit_date and started < date(run.commit_date, "commit_date") - CLOCK_SKEW:
+        raise ValueError(f"started {run.started} before its commit was made ({run.commit_date})")
+    for ceiling in run.ceilings:
+        if not (math.isfinite(ceiling.value) and ceiling.value > 0):
+            raise ValueError(f"ceiling {ceiling.name[:40]!r} is {ceiling.value:g}: it must be positive")
+
+
+def check_cell(cell: Cell) -> None:
+    """Raises ValueError."""
+    _usable(cell.track)
+    _names("case", [cell.case])
+    _names("contender", [cell.contender, cell.baseline])
+    _names("metric", [*cell.metrics, *cell.series])
+    if not cell.case or not cell.contender:
+        raise ValueError("a cell without a case or a contender")
+    if cell.status != "ok" and cell.metrics:
+        raise ValueError(f"status {cell.status} with numbers: a number needs a right answer")
+    if cell.status == "ok" and not cell.metrics:
+        raise ValueError("status ok without numbers")
+    if cell.started:
+        date(cell.started, "started")
+    for name, metric in cell.metrics.items():
+        _check_metric(name, metric)
+    if cell.control is not None:
+        _check_metric("control", cell.control)
+    if not all(math.isfinite(x) for curve in cell.series.values() for point in curve for x in point):
+        raise ValueError("a curve is not finite")
+    if cell.limit_fraction is not None and not 0 <= cell.limit_fraction <= ABOVE_THE_ROOFLINE:
+        raise ValueError(f"limit_fraction is {cell.limit_fraction:g}: no call is quicker than the machine's limit")
+    if cell.duel is not None:
+        _check_duel(cell, cell.duel)
+
+
+def check_asv(content: bytes, found: Mapping[str, Any]) -> None:
+    """asv's result file: every text in it is a name on the board. Raises ValueError."""
+    if _HIDING.search(content):
+        for text in _texts(found):
+            if not text.isprintable():
+                raise ValueError(f"holds the text {text[:60]!r}, which hides characters")
+    results = found.get("results")
+    for name, row in results.items() if isinstance(results, dict) else ():
+        if len(name) > MAX_NAME:
+            raise ValueError(f"benchmark {name[:60]!r} has a name of {len(name)} characters")
+        for value in _texts(row[1] if isinstance(row, list) and len(row) > 1 else None):
+            if len(value) > MAX_PARAMETER:
+                raise ValueError(f"benchmark {name[:60]!r} has a parameter of {len(value)} characters")
+    when = found.get("date")
+    if isinstance(when, (int, float)) and not 0 <= when < 4_102_444_800_000:  # NaN too
+        raise ValueError(f"date {str(when)[:40]} is not between 1970 and 2100")
+
+
+def readable(line: bytes, record: Record) -> Record:
+    """The record with its free text legible; names are legible already, or ``check_record`` had refused them."""
+    if not _HIDING.search(line):
+        return record
+    shown: Record = msgspec.convert(legible_texts(msgspec.to_builtins(record)), Record)
+    return shown
+
+
+def legible_texts(value: Any) -> Any:
+    """Plain data with every text in it legible."""
+    if isinstance(value, str):
+        return legible(value)
+    if isinstance(value, dict):
+        return {legible_texts(key): legible_texts(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [legible_texts(item) for item in value]
+    return value
+
+
+def _texts(value: Any) -> Iterable[str]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            pending += item
+
+
+def _usable(track: str) -> None:
+    if not is_safe_name(track):
+        raise ValueError(f"{track[:60]!r} is not a usable track name")
+
+
+def _names(what: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise ValueError(f"{what} {name[:60]!r} is not usable: it hides characters or is too long")
+
+
+def _check_metric(name: str, metric: Metric) -> None:
+    ends = metric.ci or (metric.value, metric.value)
+    if not all(math.isfinite(x) for x in (metric.value, *ends)):
+        raise ValueError(f"{name} is not finite")
+    if metric.unit not in LARGEST:
+        raise ValueError(f"{name} is in {metric.unit[:20]!r}, known are {', '.join(LARGEST)}")
+    suffix = next((unit for end, unit in SUFFIXES.items() if name.endswith(end)), None)
+    expected = UNITS.get(name, suffix)
+    if expected is not None and metric.unit != expected:
+        raise ValueError(f"{name} is in {metric.unit!r}, not in {expected!r}")
+    if ends[0] > ends[1]:
+        raise ValueError(f"{name} has a reversed interval {ends}")
+    slack = AGREES * abs(metric.value)
+    if not ends[0] - slack <= metric.value <= ends[1] + slack:
+        raise ValueError(f"{name} is {metric.value:g}, outside its interval {ends}")
+    if (expected == "s" or name in ("slowdown", "control")) and (metric.value <= 0 or ends[0] <= 0):
+        raise ValueError(f"{name} is {metric.value:g}: it must be positive")
+    if expected is not None and ends[0] < 0:
+        raise ValueError(f"{name} is {metric.value:g}: it cannot be negative")
+    if abs(metric.value) > LARGEST[metric.unit]:
+        raise ValueError(f"{name} is {metric.value:g} {metric.unit}: more than anybody measures")
+    if metric.n < 1:
+        raise ValueError(f"{name} is of {metric.n} samples")
+
+
+def _check_duel(cell: Cell, duel: Duel) -> None:
+    """The samples are times, and the numbers are theirs."""
+    columns = (duel.contender_s, duel.baseline_s, duel.control_s)
+    blocks = len(duel.contender_s)
+    if not 1 <= blocks <= MAX_BLOCKS or any(len(column) != blocks for column in columns):
+        raise ValueError(f"a duel of {', '.join(str(len(column)) for column in columns)} samples")
+    if len(duel.contender_cpu_s) not in (0, blocks):
+        raise ValueError(f"{len(duel.contender_cpu_s)} CPU times for {blocks} samples")
+    if not all(0 < x < math.inf for column in columns for x in column):
+        raise ValueError("a sample of the duel is no positive time")
+    if not all(0 <= x < math.inf for x in duel.contender_cpu_s):
+        raise ValueError("a CPU time of the duel is negative or not finite")
+    if blocks > 2 and all(len(set(column)) == 1 for column in columns):
+        raise ValueError("all samples of the duel are equal: no clock measures that")
+    _follows("latency_s", cell.metrics.get("latency_s"), median_interval(duel.contender_s))
+    _follows("slowdown", cell.metrics.get("slowdown"), hodges_lehmann(log_ratios(duel)).exp())
+    _follows("control", cell.control, hodges_lehmann(control_log_ratios(duel)).exp())
+
+
+def _follows(name: str, stored: Metric | None, found: Interval) -> None:
+    if stored is None:
+        return
+    kept = (stored.value, *(stored.ci or (found.lo, found.hi)))
+    for ours, theirs in zip((found.value, found.lo, found.hi), kept, strict=True):
+        if not math.isclose(ours, theirs, rel_tol=AGREES):
+            raise ValueError(f"{name} is stored as {theirs:g}, its samples give {ours:g}")
