@@ -18,7 +18,7 @@ from archbench.cells import Cell, ContenderNote, Metric, Run, Scalar, Status, Tr
 from archbench.reports.asv_tree import AsvFile, Point, parse
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_object, relative, survey
 from archbench.reports.rank import band, log_interval, ranks
-from archbench.reports.run_files import RunFile, read_run
+from archbench.reports.run_files import RunFile, drop_replays, read_run
 
 OUR_SUITE = re.compile(r"(?P<track>\w+)\.\w+\.track_(?P<metric>latency|slowdown|peak_bytes)")
 OUR_METRICS = {"latency": ("latency_s", "s"), "slowdown": ("slowdown", "ratio"), "peak_bytes": ("peak_bytes", "B")}
@@ -100,6 +100,7 @@ def load(folder: Path) -> Results:
         runs.append(run)
         sources.append(name)
     runs.sort(key=lambda r: (r.run.started, r.run.run))
+    problems += drop_replays(runs)
     asv_files: list[tuple[str, AsvFile]] = []
     for machine, path in files.asv:
         name = relative(path, folder)

@@ -1,7 +1,9 @@
-"""Our run files: records line by line, each checked before it counts."""
+"""Our run files: records line by line, each checked before it counts; and samples that were sold twice."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ MAX_LINES = 200_000
 # What it may cost to follow the numbers of a file's duels, in pairs of blocks: under two seconds, 16,000 short duels.
 MAX_WORK = 10_000_000
 DUEL_WORK = 500
+LEAST_REPLAY = 5  # fewer blocks of a coarse clock could be equal by chance
 
 
 @dataclass
@@ -22,6 +25,7 @@ class RunFile:
     """One run: its header, the tracks as they were, its cells; and what did not count."""
 
     run: Run
+    name: str = ""  # how problems call it
     tracks: dict[str, TrackNote] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -50,7 +54,7 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
         assert isinstance(header, Run)
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    found = RunFile(header)
+    found = RunFile(header, name)
     work = 0
     started: dict[tuple[str, str, str], Started] = {}
     for number, line in enumerate(lines[1:], start=2):
@@ -84,3 +88,23 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
             )
         )
     return found
+
+
+def drop_replays(runs: Sequence[RunFile]) -> Iterator[Problem]:
+    """Drop cells whose samples an earlier cell holds already: no two measurements are equal to the last digit.
+
+    ``runs`` are in the order of their start, so that the earlier run keeps its numbers.
+    """
+    seen: dict[bytes, str] = {}
+    for file in runs:
+        kept = []
+        for cell in file.cells:
+            if cell.duel is not None and len(cell.duel.contender_s) >= LEAST_REPLAY:
+                samples = (cell.duel.contender_s, cell.duel.baseline_s, cell.duel.control_s)
+                digest = hashlib.blake2b(msgspec.json.encode(samples), digest_size=16).digest()
+                first = seen.setdefault(digest, here := f"{file.run.run} {cell.track}/{cell.contender} {cell.case}")
+                if first is not here:
+                    yield Problem(file.name, f"{here}: replays the samples of {first}")
+                    continue
+            kept.append(cell)
+        file.cells[:] = kept
