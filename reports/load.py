@@ -11,13 +11,14 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from archbench.cells import CELLS_DIR
 from archbench.names import is_safe_name, legible
+from archbench.reports.meaning import legible_texts
 
 # Limits count work, not seconds, so that a slow machine refuses the same files as a fast one. They are set so that the
 # worst file within them, 16 MiB of brackets, takes less than two seconds on a two-core virtual machine.
@@ -96,11 +97,17 @@ def read_json(content: bytes) -> Any:
         raise Unreadable(f"not JSON: {error}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises Unreadable."""
-    found = read_json(read_bytes(path))
+def read_object(path: Path, check: Callable[[bytes, dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """A JSON object that passes ``check``, which raises ValueError. Raises Unreadable."""
+    content = read_bytes(path)
+    found = read_json(content)
     if not isinstance(found, dict):
         raise Unreadable(f"holds a {type(found).__name__}, not an object")
+    if check is not None:
+        try:
+            check(content, found)
+        except ValueError as error:
+            raise Unreadable(str(error)) from error
     return found
 
 
@@ -181,8 +188,9 @@ def _machine(path: Path) -> dict[str, Any]:
         raise Unreadable(f"machine name {str(name)[:60]!r} is not usable")
     if name != path.parent.name:
         raise Unreadable(f"machine {name!r} lies in the folder of {path.parent.name!r}")
-    return found
+    shown: dict[str, Any] = legible_texts(found)
+    return shown
 
 
 def _benchmarks(path: Path) -> dict[str, Any]:
-    return {name: entry for name, entry in read_object(path).items() if isinstance(entry, dict)}
+    return {name: legible_texts(entry) for name, entry in read_object(path).items() if isinstance(entry, dict)}

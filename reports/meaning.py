@@ -28,6 +28,7 @@ ABOVE_THE_ROOFLINE = 1.05  # the harness gives no number above it (IMPOSSIBLE_AB
 CLOCK_SKEW = timedelta(days=1)  # between the machine that measured and the one that committed
 AGREES = 1e-6  # relative: what two processors may differ by in the same arithmetic
 _COMMIT = re.compile(r"[0-9a-f]{4,64}")
+_NEVER_NEGATIVE = re.compile(r"(?:timeraw|time|peakmem|mem)_")  # asv's kinds by the names of their functions
 _HIDING = re.compile(rb'[^\x20-\x7e]|\\[^"\\/]')  # bytes of a line in which an illegible character could be
 
 
@@ -103,21 +104,28 @@ def check_cell(cell: Cell) -> None:
 
 
 def check_asv(content: bytes, found: Mapping[str, Any]) -> None:
-    """asv's result file: every text in it is a name on the board. Raises ValueError."""
+    """asv's result file: every text in it is a name on the board, no time and no size is negative.
+
+    Raises ValueError.
+    """
     if _HIDING.search(content):
         for text in _texts(found):
             if not text.isprintable():
                 raise ValueError(f"holds the text {text[:60]!r}, which hides characters")
+    when = found.get("date")
+    if isinstance(when, (int, float)) and not 0 <= when < 4_102_444_800_000:  # not NaN either
+        raise ValueError(f"date {str(when)[:40]} is not between 1970 and 2100")
     results = found.get("results")
     for name, row in results.items() if isinstance(results, dict) else ():
         if len(name) > MAX_NAME:
             raise ValueError(f"benchmark {name[:60]!r} has a name of {len(name)} characters")
-        for value in _texts(row[1] if isinstance(row, list) and len(row) > 1 else None):
-            if len(value) > MAX_PARAMETER:
-                raise ValueError(f"benchmark {name[:60]!r} has a parameter of {len(value)} characters")
-    when = found.get("date")
-    if isinstance(when, (int, float)) and not 0 <= when < 4_102_444_800_000:  # NaN too
-        raise ValueError(f"date {str(when)[:40]} is not between 1970 and 2100")
+        columns = row if isinstance(row, list) else [row.get("result")] if isinstance(row, dict) else [row]
+        if any(len(text) > MAX_PARAMETER for text in _texts(columns[1:2])):
+            raise ValueError(f"benchmark {name[:60]!r} has a parameter of more than {MAX_PARAMETER} characters")
+        if _NEVER_NEGATIVE.match(name.rpartition(".")[2]) and columns:
+            values = columns[0] if isinstance(columns[0], list) else columns[:1]
+            if any(value < 0 for value in values if isinstance(value, (int, float))):
+                raise ValueError(f"benchmark {name[:60]!r} has a negative time or size")
 
 
 def readable(line: bytes, record: Record) -> Record:

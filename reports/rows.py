@@ -17,6 +17,7 @@ from typing import Any
 from archbench.cells import Cell, ContenderNote, Metric, Run, Scalar, Status, TrackNote
 from archbench.reports.asv_tree import AsvFile, Point, parse
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_object, relative, survey
+from archbench.reports.meaning import check_asv
 from archbench.reports.rank import band, log_interval, ranks
 from archbench.reports.run_files import RunFile, drop_replays, read_run
 
@@ -105,7 +106,7 @@ def load(folder: Path) -> Results:
     for machine, path in files.asv:
         name = relative(path, folder)
         try:
-            asv_files.append((machine, parse(read_object(path), machine)))
+            asv_files.append((machine, parse(read_object(path, check_asv), machine)))
         except Unreadable as error:
             problems.append(Problem(name, str(error)))
             continue

@@ -21,7 +21,8 @@ def legible(text: str) -> str:
     Line ends and tabs stay, odd spaces become plain ones. Names are not repaired: one that is not ``isprintable()``
     is refused, because two that look the same must not be two.
     """
-    return text if text.isprintable() else "".join(_shown(c) for c in text)
+    plain = text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable()
+    return text if plain else "".join(_shown(c) for c in text)
 
 
 def _shown(character: str) -> str:
