@@ -5,8 +5,8 @@ as you like, ends in the same folder:
 
 - a run file is immutable: it is copied by its name. Of one that was still growing the longer is taken. Two different
   files of one name are refused by name, before anything is written;
-- asv's ``<commit>-<env>.json`` are joined benchmark by benchmark: the newer ``started_at`` counts, and of two of the same
-  time the one whose JSON sorts last;
+- asv's ``<commit>-<env>.json`` are joined benchmark by benchmark: the newer ``started_at`` counts, and at the same time
+  the one whose JSON sorts last;
 - ``benchmarks.json`` is the union of its benchmarks, ``machine.json`` the one that sorts last where two differ.
 
 What the reader would not read is left where it is and named. Nothing is deleted; a file that is the join already is
@@ -16,16 +16,17 @@ not touched; every write is whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 from archbench.names import legible
 from archbench.reports.asv_tree import as_version_2, parse
 from archbench.reports.atomic import write_atomically
-from archbench.reports.load import NoResults, Problem, Unreadable, finite, read_bytes, read_json, read_object, survey
+from archbench.reports.load import Problem, Unreadable, finite, read_bytes, read_json, read_object, survey
 from archbench.reports.meaning import check_asv
 from archbench.reports.run_files import read_run
 
@@ -52,57 +53,62 @@ def merge(folders: Sequence[Path], into: Path) -> Merged:
     Raises NoResults for a folder that is none, Conflict, OSError. Nothing is written after a NoResults or a Conflict.
     """
     done = Merged()
-    found: dict[str, list[tuple[Path, bytes]]] = {}
+    found: dict[str, list[Path]] = {}
     for folder in (*([into] if into.is_dir() else []), *folders):
-        for name, content in _contents(folder, done.problems).items():
-            found.setdefault(name, []).append((folder, content))
-    conflicts, joined = [], {}
+        for path in _readable(folder, done.problems):
+            versions = found.setdefault(path.relative_to(folder).as_posix(), [])
+            if path not in versions:
+                versions.append(path)
+    conflicts = []
     for name, versions in sorted(found.items()):
-        target = into / name
-        present = target.is_symlink() or target.exists()
-        if present and versions[0][0] != into:
-            conflicts.append(f"{name} in {into} is not readable, and another one is to go there")
-            continue
-        try:
-            content = reduce(_join_for(name), (content for _, content in versions))
-        except Conflict:
-            conflicts.append(f"{name} differs between {' and '.join(str(folder) for folder, _ in versions)}")
-            continue
-        if present and content == versions[0][1]:
-            done.unchanged += 1
-        else:
-            joined[name] = content
+        if os.path.lexists(into / name) and versions[0] != into / name:
+            conflicts.append(f"{into / name} is not readable, and {versions[0]} is to go there")
+        elif len(versions) > 1:
+            try:
+                _joined(name, versions)
+            except Conflict as conflict:
+                conflicts.append(f"{' and '.join(map(str, versions))} {conflict}")
     if conflicts:
         raise Conflict("nothing was merged: " + "; ".join(map(legible, conflicts)))
-    for name, content in joined.items():
-        write_atomically(into / name, content)
-        done.written.append(name)
+    for name, versions in sorted(found.items()):
+        target = into / name
+        content = None if versions == [target] else _joined(name, versions)
+        if content is None or (versions[0] == target and content == read_bytes(target)):
+            done.unchanged += 1
+        else:
+            write_atomically(target, content)
+            done.written.append(name)
     return done
 
 
-def _contents(folder: Path, problems: list[Problem]) -> dict[str, bytes]:
-    """The readable files of a results folder by their relative path."""
+def _readable(folder: Path, problems: list[Problem]) -> Iterator[Path]:
+    """The files of a results folder that the reader reads; the others become problems."""
     files = survey(folder)
-    found: dict[str, bytes] = {}
-
-    def keep(path: Path, check: Callable[[str], object]) -> None:
-        name = path.relative_to(folder).as_posix()
-        try:
-            check(name)
-            found[name] = read_bytes(path)
-        except Unreadable as error:
-            problems.append(Problem(f"{folder}/{name}", str(error)))
-
     problems += [Problem(f"{folder}/{problem.path}", problem.reason) for problem in files.problems]
+    checks: dict[Path, Callable[[], object]] = {}
     for machine, path in files.runs:
-        keep(path, lambda name, p=path, m=machine: read_run(p, name, m))  # type: ignore[misc]
+        checks[path] = partial(read_run, path, path.name, machine)
     for machine, path in files.asv:
-        keep(path, lambda _, p=path, m=machine: parse(read_object(p, check_asv), m))  # type: ignore[misc]
-    for machine in files.machines:
-        keep(folder / machine / "machine.json", lambda _: None)
-    if files.benchmarks:
-        keep(folder / "benchmarks.json", lambda _: read_object(folder / "benchmarks.json"))
-    return found
+        checks[path] = partial(_read_asv, path, machine)
+    homes = {folder / machine for machine in files.machines} | {path.parent for _, path in files.asv}
+    for path in (*(home / "machine.json" for home in homes), folder / "benchmarks.json"):
+        if path.is_file() and not path.is_symlink():
+            checks[path] = partial(read_object, path)
+    for path, check in sorted(checks.items()):
+        try:
+            check()
+        except Unreadable as error:
+            problems.append(Problem(str(path), str(error)))
+        else:
+            yield path
+
+
+def _read_asv(path: Path, machine: str) -> None:
+    parse(read_object(path, check_asv), machine)
+
+
+def _joined(name: str, versions: Sequence[Path]) -> bytes:
+    return reduce(_join_for(name), map(read_bytes, versions))
 
 
 def _join_for(name: str) -> Join:
@@ -118,7 +124,7 @@ def _longer(a: bytes, b: bytes) -> bytes:
     """Run files only grow: one that starts like the other is the same run, later."""
     short, long = sorted((a, b), key=len)
     if not long.startswith(short):
-        raise Conflict
+        raise Conflict("are two different runs of one name")
     return long
 
 
@@ -141,6 +147,8 @@ def _join_benchmarks(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _join_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     a, b = as_version_2(a), as_version_2(b)
+    if any(a[key] != b[key] for key in ("commit_hash", "env_name")):
+        raise Conflict("are of two commits or environments")
     rows = _union(_rows(a), _rows(b), _newer)
     names = sorted({name for row in rows.values() for name in row} - {*ROW})
     columns = [*ROW, *names]
