@@ -58,14 +58,19 @@ def _cell(value: object) -> str:
 
 def as_csv(results: Results) -> str:
     """One line a row; each metric has its value, interval and n."""
-    names = sorted({name for row in results.rows for name in row.metrics})
+    return csv_of(results.rows)
+
+
+def csv_of(rows: Sequence[Row]) -> str:
+    """The CSV of these rows; its columns are the metrics they have."""
+    names = sorted({name for row in rows for name in row.metrics})
     header = ["machine", "commit", "track", "case", "contender", "status", "reason", "rank_lo", "rank_hi", "baseline"]
     for name in names:
         header += [name, f"{name}_ci_lo", f"{name}_ci_hi", f"{name}_n", f"{name}_unit"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*map(_cell, header), "limit_fraction", "reproduce"])
-    for row in results.rows:
+    for row in rows:
         line: list[object] = [row.machine, row.commit, row.track, row.case, row.contender, row.status, row.reason]
         line += [*(row.rank or (None, None)), row.baseline]
         for name in names:

@@ -21,6 +21,7 @@ from typing import Any
 
 from archbench.reports.load import Problem
 from archbench.reports.pages import Board, everything
+from archbench.reports.pages.changes import state
 from archbench.reports.rows import load
 
 MARKER = ".archbench-board"  # what a render remembers: the digest of its code, of every file and of its inputs
@@ -81,7 +82,7 @@ def _write(board: Board, folder: Path, old: Path, memory: dict[str, Any]) -> tup
             made += 1
         kept[output.path] = [output.key, content]
         pages += output.path.endswith(".html")
-    memo = {"code": code, "files": kept, "state": {}}
+    memo = {"code": code, "files": kept, "state": state(board)}
     (folder / MARKER).write_text(json.dumps(memo, sort_keys=True, allow_nan=False), encoding="utf-8")
     return pages, made
 

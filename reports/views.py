@@ -1,65 +1,23 @@
-"""What the pages show, computed from rows: winners, tables, summaries. Pure data, no HTML."""
+"""What the pages say, computed from rows: standings, winners, sentences, machines. Pure data, no HTML."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from archbench.cells import Metric, Run, Scalar
-from archbench.formatting import quantity, ratio, seconds, significant
-from archbench.reports.charts import Chart, RatioScale, scaling
+from archbench.cells import Run, Scalar
+from archbench.formatting import quantity, ratio, significant
+from archbench.reports.charts import Chart, RatioScale
+from archbench.reports.charts.curves import curves
+from archbench.reports.charts.heat import Heat, heat
+from archbench.reports.charts.pareto import pareto
+from archbench.reports.charts.scaling import scaling
 from archbench.reports.export import rank_text
 from archbench.reports.rank import band, log_interval, overall
 from archbench.reports.rows import Results, Row, is_rankable
 from archbench.stats import Interval
-
-HTML_ROWS = 300  # rows of a table that are real HTML; the rest is drawn by script from inlined JSON
-OWN_METRICS = ("latency_s", "slowdown", "peak_bytes", "error", "energy_j")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row as a table prints it. ``sort`` holds the numbers behind the texts, None at the end of every order."""
-
-    row: Row
-    rank: str
-    time: str
-    slowdown: str
-    strip: tuple[float, float, float] | None  # lower end, centre, upper end on 0..100
-    limit: str
-    limit_share: float | None
-    memory: str
-    error: str
-    energy: str
-    others: str
-    facets: Mapping[str, str]
-
-    @property
-    def sort(self) -> dict[str, float | str | None]:
-        m = self.row.metrics
-        numbers = {key: m[name].value if name in m else None for key, name in _SORTED.items()}
-        return {
-            "rank": float(self.row.rank[0]) if self.row.rank else None,
-            "contender": self.row.contender,
-            "limit": self.row.limit_fraction,
-            "status": self.row.status,
-            **numbers,
-        }
-
-
-_SORTED = {"time": "latency_s", "slowdown": "slowdown", "memory": "peak_bytes", "error": "error", "energy": "energy_j"}
-
-
-@dataclass(frozen=True)
-class CaseTable:
-    """One case on one machine: who is how fast."""
-
-    case: str
-    lines: list[Line]
-    aside: list[Line]  # contenders that compute a different function: timed, never ranked
-    noise: str  # the A/A band, as text
-    one: float  # where 1x is on the strips
 
 
 @dataclass(frozen=True)
@@ -69,29 +27,31 @@ class Standing:
     place: str
     first: bool  # nobody is surely faster
     name: str
+    family: str
     summary: str
     mean: str
+    strip: tuple[float, float, float] | None  # the mean and its interval on 0..100
     coverage: str
     complete: bool
 
 
 @dataclass(frozen=True)
-class Board:
+class TrackBoard:
     """One track on one machine at one commit."""
 
     machine: str
     commit: str
     date: str
     dirty: bool
-    tables: list[CaseTable]
-    standings: list[Standing]
-    chart: Chart | None
-    facets: dict[str, list[str]]
     versions: str
-
-    @property
-    def count(self) -> int:
-        return sum(len(table.lines) + len(table.aside) for table in self.tables)
+    noise: str  # the largest A/A band of the cases, as text
+    sentence: str
+    standings: list[Standing]
+    one: float  # where 1x is on the strips of the standings
+    heat: Heat | None
+    charts: list[Chart]
+    rows: list[Row]
+    others: list[tuple[str, str, int]]  # other commits on this machine: commit, date, rows
 
 
 @dataclass(frozen=True)
@@ -101,39 +61,12 @@ class Winner:
     machine: str
     track: str
     names: list[str]  # several: nobody can tell them apart
-    margin: str
+    margin: str  # slowdown against the baseline
+    lead: str  # against the next best that is surely slower
     firsts: str
     rows: int
-
-
-def text_of(metrics: Mapping[str, Metric], name: str) -> str:
-    metric = metrics.get(name)
-    return "" if metric is None else quantity(metric.value, metric.unit)
-
-
-def line(row: Row, scale: RatioScale, axes: Mapping[str, Scalar]) -> Line:
-    slowdown, time = row.metrics.get("slowdown"), row.metrics.get("latency_s")
-    strip = None
-    if slowdown is not None:
-        low, high = slowdown.ci or (slowdown.value, slowdown.value)
-        strip = (scale.at(low), scale.at(slowdown.value), scale.at(high))
-    others = ", ".join(
-        f"{n} {quantity(m.value, m.unit)}" for n, m in sorted(row.metrics.items()) if n not in OWN_METRICS
-    )
-    return Line(
-        row=row,
-        rank=rank_text(row.rank),
-        time=seconds(time.value) if time else "",
-        slowdown=ratio(slowdown.value, slowdown.ci) if slowdown else "",
-        strip=strip,
-        limit=f"{row.limit_fraction:.0%}" if row.limit_fraction is not None else "",
-        limit_share=None if row.limit_fraction is None else round(100 * min(1.0, row.limit_fraction), 1),
-        memory=text_of(row.metrics, "peak_bytes"),
-        error=significant(row.metrics["error"].value, 2) if "error" in row.metrics else "",
-        energy=text_of(row.metrics, "energy_j") + (f" ({row.energy_trust})" if row.energy_trust else ""),
-        others=others,
-        facets={name: str(value) for name, value in axes.items()},
-    )
+    commit: str
+    date: str
 
 
 def newest_commits(rows: Sequence[Row]) -> list[str]:
@@ -144,59 +77,55 @@ def newest_commits(rows: Sequence[Row]) -> list[str]:
     return sorted(latest, key=lambda commit: (latest[commit], commit), reverse=True)
 
 
-def newest(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the newest commit."""
-    commit = newest_commits(rows)[0]
+def main_commit(rows: Sequence[Row]) -> str:
+    """The commit a page shows: the newest that measured at least half as many rows as the fullest one.
+
+    A run of one contender at a newer commit does not replace the whole table.
+    """
+    counts = Counter(row.commit for row in rows if row.status == "ok") or Counter(row.commit for row in rows)
+    enough = max(counts.values()) / 2
+    return next(commit for commit in newest_commits(rows) if counts[commit] >= enough)
+
+
+def current(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the commit a page shows."""
+    commit = main_commit(rows)
     return [row for row in rows if row.commit == commit]
 
 
-def board(rows: Sequence[Row], cases: Mapping[str, Mapping[str, Scalar]]) -> Board:
-    """The tables of one track on one machine at one commit; ``rows`` are those and no others."""
-    first = rows[0]
-    by_case: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_case[row.case].append(row)
-    order = [slug for slug in cases if slug in by_case] + sorted(set(by_case) - set(cases))
-    tables = []
-    for slug in order:
-        group = by_case[slug]
-        scale = RatioScale.over(group)
-        width = band([row.control for row in group if row.control is not None])
-        lines = [line(row, scale, cases.get(slug, {})) for row in group]
-        tables.append(
-            CaseTable(
-                case=slug,
-                lines=[entry for entry in lines if entry.row.note.differs is None],
-                aside=[entry for entry in lines if entry.row.note.differs is not None],
-                noise=f"±{100 * (2.718281828459045**width - 1):.1f} %" if any(row.control for row in group) else "",
-                one=scale.at(1.0),
-            )
-        )
-    facets: dict[str, set[str]] = defaultdict(set)
-    for slug in order:
-        for name, value in cases.get(slug, {}).items():
-            facets[name].add(str(value))
-    newest = max(rows, key=lambda row: row.run)
-    versions = ", ".join(
-        f"{key.removeprefix('version.')} {value}"
-        for key, value in sorted(newest.host.items())
-        if key.startswith("version.")
-    )
-    return Board(
+def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, Mapping[str, Scalar]]) -> TrackBoard:
+    """The board of one track on one machine; ``rows`` are of all its commits, ``table`` of the one it shows."""
+    shown = current(rows)
+    first = shown[0]
+    newest = max(shown, key=lambda row: row.run)
+    widths = [band([row.control]) for row in shown if row.control is not None]
+    scale = RatioScale.over([row for row in shown if is_rankable(row)])
+    counts = Counter(row.commit for row in rows)
+    dates = {row.commit: row.date[:10] for row in rows}
+    candidates = [scaling(cases, shown), *(pareto(shown, name) for name in ("peak_bytes", "energy_j")), *curves(shown)]
+    return TrackBoard(
         machine=first.machine,
         commit=first.commit,
         date=first.date,
-        dirty=any(row.host.get("dirty") is True for row in rows),
-        tables=tables,
-        standings=standings(rows),
-        chart=scaling(cases, rows),
-        facets={name: sorted(values, key=_natural) for name, values in sorted(facets.items()) if len(values) > 1},
-        versions=versions,
+        dirty=any(row.host.get("dirty") is True for row in shown),
+        versions=versions_of(newest),
+        noise=f"±{100 * (math.exp(max(widths)) - 1):.1f} %" if widths else "",
+        sentence=sentence(shown, table),
+        standings=table,
+        one=scale.at(1.0),
+        heat=heat(shown, [s.name for s in table], cases),
+        charts=[chart for chart in candidates if chart is not None],
+        rows=shown,
+        others=[(commit, dates[commit], counts[commit]) for commit in newest_commits(rows) if commit != first.commit],
     )
 
 
-def _natural(text: str) -> tuple[bool, float, str]:
-    return (not text.isdigit(), float(text) if text.isdigit() else 0.0, text)
+def versions_of(row: Row) -> str:
+    return ", ".join(
+        f"{key.removeprefix('version.')} {value}"
+        for key, value in sorted(row.host.items())
+        if key.startswith("version.")
+    )
 
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
@@ -207,6 +136,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     by_contender: dict[str, dict[str, Interval]] = defaultdict(dict)
     for row in rankable:
         by_contender[row.contender][row.case] = log_interval(row.metrics["slowdown"])
+    scale = RatioScale.over(rankable)
     found = []
     for entry in overall(by_contender, cases):
         shown = entry.mean.exp() if entry.mean else None
@@ -215,8 +145,10 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
                 place=rank_text(entry.rank),
                 first=entry.rank is not None and entry.rank[0] == 1,
                 name=entry.name,
+                family=notes[entry.name].family,
                 summary=notes[entry.name].summary,
                 mean=ratio(shown.value, (shown.lo, shown.hi)) if shown else "not ranked: cases are missing",
+                strip=(scale.at(shown.lo), scale.at(shown.value), scale.at(shown.hi)) if shown else None,
                 coverage=f"{entry.covered} of {len(cases)}",
                 complete=shown is not None,
             )
@@ -224,17 +156,50 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     return found
 
 
-def winner(rows: Sequence[Row], machine: str, track: str) -> Winner:
-    """The best of a track on a machine, or the several nobody can tell apart."""
-    table = standings(rows)
+def sentence(rows: Sequence[Row], table: Sequence[Standing]) -> str:
+    """One line to quote: who is first, by how much, where, at which commit."""
+    first = rows[0]
     names = [s.name for s in table if s.first]
     leader = next((s for s in table if s.complete), None)
-    firsts = ""
+    ranked = sum(s.complete for s in table)
+    if leader is None or not names:
+        return ""
+    who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    what = "is the fastest" if len(names) == 1 else "are the fastest and cannot be told apart"
+    cases = len({row.case for row in rows if is_rankable(row)})
+    return (
+        f"{first.track} on {first.machine}: {who} {what} of {ranked} contenders over {cases} "
+        f"case{'' if cases == 1 else 's'}, {leader.mean} the time of {first.baseline} "
+        f"(95 % interval; commit {first.commit[:8]})."
+    )
+
+
+def winner(rows: Sequence[Row], table: Sequence[Standing]) -> Winner:
+    """The best of a track on a machine, or the several nobody can tell apart; arguments as for ``track_board``."""
+    shown = current(rows)
+    machine, track = shown[0].machine, shown[0].track
+    names = [s.name for s in table if s.first]
+    leader = next((s for s in table if s.complete), None)
+    follower = next((s for s in table if s.complete and not s.first), None)
+    firsts = lead = ""
     if leader is not None:
-        cases = {row.case for row in rows if is_rankable(row)}
-        first = sum(1 for row in rows if row.contender == leader.name and row.rank is not None and row.rank[0] == 1)
+        cases = {row.case for row in shown if is_rankable(row)}
+        first = sum(1 for row in shown if row.contender == leader.name and row.rank is not None and row.rank[0] == 1)
         firsts = f"first or tied in {first} of {len(cases)} cases"
-    return Winner(machine, track, names, leader.mean if leader else "", firsts, len(rows))
+        if follower is not None:
+            lead = f"{follower.name} takes {_against(shown, follower.name, leader.name)} as long"
+    return Winner(
+        machine, track, names, leader.mean if leader else "", lead, firsts, len(shown), shown[0].commit, shown[0].date
+    )
+
+
+def _against(rows: Sequence[Row], slower: str, faster: str) -> str:
+    logs: dict[str, dict[str, float]] = {slower: {}, faster: {}}
+    for row in rows:
+        if row.contender in logs and is_rankable(row):
+            logs[row.contender][row.case] = math.log(row.metrics["slowdown"].value)
+    shared = logs[slower].keys() & logs[faster].keys()
+    return f"{significant(math.exp(sum(logs[slower][c] - logs[faster][c] for c in sorted(shared)) / len(shared)))}×"
 
 
 @dataclass(frozen=True)
@@ -242,10 +207,21 @@ class MachineView:
     """A machine's page."""
 
     name: str
+    kind: str
     facts: list[tuple[str, str]]
     ceilings: list[tuple[str, str, str, str, str, str]]
     runs: list[Run]
     tracks: list[str]
+
+
+def machine_kind(results: Results, name: str) -> str:
+    """``gpu``, ``board`` (a single-board computer) or ``cpu``, by the newest run's facts; empty where there is none."""
+    runs = [run for run in results.runs if run.machine == name]
+    if not runs:
+        return ""
+    if runs[-1].device == "cuda":
+        return "gpu"
+    return "board" if any(key.startswith("board.") for key in runs[-1].host) else "cpu"
 
 
 def machine_view(results: Results, name: str) -> MachineView:
@@ -267,4 +243,4 @@ def machine_view(results: Results, name: str) -> MachineView:
         if value not in ("", None)
     ]
     tracks = sorted({row.track for row in results.rows if row.machine == name})
-    return MachineView(name, shown, ceilings, list(reversed(runs)), tracks)
+    return MachineView(name, machine_kind(results, name), shown, ceilings, list(reversed(runs)), tracks)

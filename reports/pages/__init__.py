@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from archbench.reports.rows import Results, Row
+from archbench.reports.views import Standing, standings
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Board:
     here: str | None = None  # the machine the board is rendered on, where it has results
     before: Mapping[str, Any] = field(default_factory=dict)  # what the last render remembered; see ``changes``
     address: str = ""  # where the board will be published, for the feed; empty: unknown
+    _standings: dict[tuple[str, str, str], list[Standing]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_track_and_machine(self) -> Mapping[tuple[str, str], Sequence[Row]]:
@@ -42,6 +44,21 @@ class Board:
         for row in self.results.rows:
             found[row.track, row.machine].append(row)
         return dict(sorted(found.items()))
+
+    @cached_property
+    def by_track(self) -> Mapping[str, list[Row]]:
+        found: dict[str, list[Row]] = defaultdict(list)
+        for row in self.results.rows:
+            found[row.track].append(row)
+        return dict(sorted(found.items()))
+
+    def standings(self, track: str, machine: str, commit: str) -> list[Standing]:
+        """Contenders of a track over all cases on a machine at a commit; several pages ask for the same."""
+        key = (track, machine, commit)
+        if key not in self._standings:
+            rows = [row for row in self.by_track_and_machine[track, machine] if row.commit == commit]
+            self._standings[key] = standings(rows)
+        return self._standings[key]
 
     @cached_property
     def tracks(self) -> list[str]:
@@ -59,13 +76,8 @@ def digest(*parts: object) -> str:
 
 def everything(board: Board) -> Iterator[Output]:
     """Every file of the board, in a fixed order."""
-    from archbench.reports.pages import index, machine, status, track
+    from archbench.reports.pages import changes, compare, contender, index, machine, method, status, track
 
-    kinds: Iterable[Callable[[Board], Iterator[Output]]] = (
-        index.outputs,
-        track.outputs,
-        machine.outputs,
-        status.outputs,
-    )
-    for outputs in kinds:
-        yield from outputs(board)
+    kinds = (index, track, contender, compare, machine, changes, method, status)
+    for kind in kinds:
+        yield from kind.outputs(board)

@@ -1,4 +1,4 @@
-"""Templates to bytes: autoescaped jinja2, inlined style and script, a Content-Security-Policy with their hashes."""
+"""Templates to bytes: autoescaped jinja2, inlined style and scripts, a Content-Security-Policy with their hashes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,28 @@ def page_name(name: str) -> str:
     return "x" + hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def render(template: str, path: str, **values: Any) -> bytes:
-    """A page as UTF-8. ``path`` is its place in the site: links to other pages start from it."""
+def track_path(track: str) -> str:
+    return f"track/{page_name(track)}.html"
+
+
+def contender_path(track: str, contender: str) -> str:
+    return f"contender/{page_name(track)}/{page_name(contender)}.html"
+
+
+def compare_path(track: str) -> str:
+    return f"compare/{page_name(track)}.html"
+
+
+def history_path(track: str) -> str:
+    return f"history/{page_name(track)}.html"
+
+
+def render(template: str, path: str, *, scripts: tuple[str, ...] = (), **values: Any) -> bytes:
+    """A page as UTF-8. ``path`` is its place in the site: links start from it. ``scripts`` are files of static/."""
     root = "../" * path.count("/")
-    return environment().get_template(template).render(root=root, page=path, **values).encode()
+    page = environment().get_template(template)
+    inline = [Markup(static(name)) for name in scripts]
+    return page.render(root=root, policy=_policy(scripts), scripts=inline, **values).encode()
 
 
 def inlined(value: Any) -> Markup:
@@ -37,12 +55,20 @@ def inlined(value: Any) -> Markup:
     return Markup(text)
 
 
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
+@cache
 def static(name: str) -> str:
     return (files("archbench.reports") / "static" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _hash(name: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(static(name).encode()).digest()).decode() + "'"
+
+
+@cache
+def _policy(scripts: tuple[str, ...]) -> str:
+    allowed = " ".join(map(_hash, ("board.js", *scripts)))
+    return f"default-src 'none'; style-src {_hash('board.css')}; script-src {allowed}; img-src data:; base-uri 'none'"
 
 
 @cache
@@ -55,16 +81,15 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = static("board.css"), static("board.js")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; base-uri 'none'"
-    )
     made.globals |= {
-        "style": Markup(style),
-        "script": Markup(script),
-        "policy": policy,
+        "style": Markup(static("board.css")),
+        "script": Markup(static("board.js")),
         "harness": __version__,
         "page_name": page_name,
+        "track_path": track_path,
+        "contender_path": contender_path,
+        "compare_path": compare_path,
+        "history_path": history_path,
     }
     made.filters["inlined"] = inlined
     return made

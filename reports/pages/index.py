@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from archbench.reports import views
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import render
 
+KINDS = {"gpu": "GPU hosts", "cpu": "CPU hosts", "board": "single-board computers"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A machine on the first page."""
+
+    name: str
+    kind: str
+    winners: list[views.Winner]
+
 
 def outputs(board: Board) -> Iterator[Output]:
     results = board.results
-    winners = {
-        (machine, track): views.winner(views.newest(rows), machine, track)
-        for (track, machine), rows in board.by_track_and_machine.items()
-    }
+    order = sorted(board.machines, key=lambda name: (name != board.here, name))
+    machines = [
+        Section(
+            name,
+            views.machine_kind(results, name),
+            [
+                views.winner(rows, board.standings(track, name, views.main_commit(rows)))
+                for (track, machine), rows in board.by_track_and_machine.items()
+                if machine == name
+            ],
+        )
+        for name in order
+    ]
+    present = {machine.kind for machine in machines}
     values = {
-        "winners": winners,
+        "machines": machines,
+        "kinds": [(kind, label) for kind, label in KINDS.items() if kind in present],
         "notes": results.tracks,
         "rows": results.count,
         "tracks": board.tracks,
-        "machines": board.machines,
-        "problems": results.problems,
+        "problems": len(results.problems),
+        "benchmarks": results.count - len(results.rows),
     }
-    key = digest(sorted(winners.items()), results.tracks, results.count, results.problems)
-    yield Output("index.html", key, lambda: render("index.html.j2", "index.html", **values))
+    yield Output("index.html", digest(values), lambda: render("index.html.j2", "index.html", **values))

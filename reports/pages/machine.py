@@ -10,12 +10,11 @@ from archbench.reports.pages.html import page_name, render
 
 
 def outputs(board: Board) -> Iterator[Output]:
-    problems = board.results.problems
     for name in board.machines:
         view = views.machine_view(board.results, name)
         path = f"machine/{page_name(name)}.html"
         yield Output(
             path,
-            digest(view, problems),
-            lambda path=path, view=view: render("machine.html.j2", path, machine=view, problems=problems),  # type: ignore[misc]
+            digest(view),
+            lambda path=path, view=view: render("machine.html.j2", path, machine=view),  # type: ignore[misc]
         )

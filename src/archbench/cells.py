@@ -106,7 +106,8 @@ class TrackNote(msgspec.Struct, frozen=True, tag_field="record", tag="track", kw
     baseline: str
     cases: dict[str, dict[str, Scalar]]
     contenders: dict[str, ContenderNote]
-    notes: str = ""
+    notes: str = ""  # CommonMark with $formulas$
+    derivation: str = ""  # the mathematics of the track, the same
 
 
 class Ceiling(msgspec.Struct, frozen=True):

@@ -1,0 +1,397 @@
+"use strict";
+// The table of rows: sorting by several columns, facets, search, columns on demand, presets, export of the view.
+// Everything is drawn from the columns of data in the page; the whole view is in the URL's hash. Nothing is fetched.
+(() => {
+  const STEP = 100; // rows drawn at a time: the length of the document decides how quick a page feels
+  const home = document.getElementById("grid");
+  if (!home) return;
+  const data = JSON.parse(document.getElementById("grid-data").textContent);
+  const table = home.querySelector("table");
+  const body = table.tBodies[0];
+  const at = (list, i) => (Array.isArray(list) ? list[i] : list.all);
+  const text = (name, i) => data.texts[name].of[at(data.texts[name].at, i)];
+  const metric = (name, i, part) => (data.metrics[name] ? at(data.metrics[name][part || "value"], i) : null);
+  const summaries = Object.fromEntries(data.summaries);
+
+  const { significant, seconds, quantity, ratio, percent } = numbers;
+  const rankText = (rank) => (rank === null ? "" : rank[0] === rank[1] ? String(rank[0]) : `${rank[0]}-${rank[1]}`);
+  const command = (i) => (at(data.repeat, i) ? `archbench run ${text("track", i)}/${text("contender", i)} --case ${text("case", i)}` : "");
+  const printed = (name, i) => (metric(name, i) === null ? "" : quantity(metric(name, i), metric(name, i, "unit")));
+  const known = new Set(["latency_s", "slowdown", "peak_bytes", "error", "energy_j"]);
+  const others = Object.keys(data.metrics).filter((name) => !known.has(name));
+
+  // ---- columns: what a cell says, and what it sorts by
+  const node = (name, className, content) => {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    if (content !== undefined) made.textContent = content;
+    return made;
+  };
+  const svg = (name, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  };
+  const place = (value) => {
+    const [low, high] = data.strip;
+    const found = (100 * Math.log(Math.max(value, low) / low)) / Math.log(high / low);
+    return Math.round(Math.min(100, Math.max(0, found)) * 100) / 100;
+  };
+  const strip = (i) => {
+    const value = metric("slowdown", i);
+    if (value === null) return [];
+    const low = metric("slowdown", i, "lo") ?? value, high = metric("slowdown", i, "hi") ?? value, one = place(1);
+    const made = svg("svg", { class: "strip", viewBox: "0 0 100 12", "aria-hidden": "true" });
+    made.append(
+      svg("line", { class: "one", x1: one, x2: one, y1: 0, y2: 12 }),
+      svg("line", { class: "interval", x1: place(low), x2: place(high), y1: 6, y2: 6 }),
+      svg("circle", { class: "dot", cx: place(value), cy: 6, r: 2.6 }),
+    );
+    return [made, node("span", "num", ratio(value, metric("slowdown", i, "lo"), metric("slowdown", i, "hi")))];
+  };
+  const bar = (i) => {
+    const share = at(data.limit_fraction, i);
+    if (share === null) return [];
+    const made = svg("svg", { class: "bar", viewBox: "0 0 100 8", "aria-hidden": "true" });
+    made.append(
+      svg("rect", { class: "trough", width: 100, height: 8, rx: 2 }),
+      svg("rect", { class: "fill", width: Math.round(1000 * Math.min(1, share)) / 10, height: 8, rx: 2 }),
+    );
+    return [made, node("span", "num", percent(share))];
+  };
+  const badge = (i) => {
+    const made = [node("span", `badge s-${text("status", i)}`, text("status", i))];
+    if (text("reason", i)) made.push(" ", node("span", "reason", text("reason", i)));
+    const more = others.filter((name) => metric(name, i) !== null).map((name) => `${name} ${printed(name, i)}`);
+    if (more.length) made.push(" ", node("span", "reason", more.join(", ")));
+    return made;
+  };
+  const copier = (i) => {
+    if (!command(i)) return [];
+    const button = node("button", "copy ghost", "Copy");
+    button.type = "button";
+    button.dataset.copy = command(i);
+    const code = node("code", "", command(i));
+    code.title = command(i);
+    return [button, code];
+  };
+  const columns = {
+    machine: { draw: (i) => [text("machine", i)], sort: (i) => text("machine", i) },
+    commit: { draw: (i) => [node("code", "", text("commit", i).slice(0, 10))], sort: (i) => text("commit", i) },
+    track: { draw: (i) => [text("track", i)], sort: (i) => text("track", i) },
+    case: { draw: (i) => [node("code", "", text("case", i))], sort: (i) => at(data.texts.case.at, i) },
+    rank: { className: "rank", draw: (i) => [rankText(at(data.rank, i))], sort: (i) => (at(data.rank, i) ? at(data.rank, i)[0] : null) },
+    contender: {
+      head: true,
+      draw: (i) => [node("span", "name", text("contender", i)), " ", node("span", "family", text("family", i)),
+        ...(text("differs", i) ? [" ", node("span", "differs", "another function")] : [])],
+      sort: (i) => text("contender", i),
+    },
+    time: { className: "num", draw: (i) => [metric("latency_s", i) === null ? "" : seconds(metric("latency_s", i))], sort: (i) => metric("latency_s", i) },
+    slowdown: { className: "slow", draw: strip, sort: (i) => metric("slowdown", i) },
+    limit: { className: "limit", draw: bar, sort: (i) => at(data.limit_fraction, i) },
+    memory: { className: "num", draw: (i) => [printed("peak_bytes", i)], sort: (i) => metric("peak_bytes", i) },
+    error: { className: "num", draw: (i) => [metric("error", i) === null ? "" : significant(metric("error", i), 2)], sort: (i) => metric("error", i) },
+    energy: { className: "num", draw: (i) => [printed("energy_j", i)], sort: (i) => metric("energy_j", i) },
+    blocks: { className: "num", draw: (i) => [String(metric("slowdown", i, "n") ?? "")], sort: (i) => metric("slowdown", i, "n") },
+    status: { draw: badge, sort: (i) => text("status", i) },
+    repeat: { className: "repeat", draw: copier, sort: command },
+  };
+  const offered = JSON.parse(home.dataset.columns); // [key, label, title, shown]
+  const byDefault = offered.filter((column) => column[3]).map((column) => column[0]);
+
+  // ---- facets and presets
+  const facets = [];
+  const facet = (name, values, of) => {
+    const distinct = [...new Set(values)].filter((value) => value !== null && value !== "");
+    if (distinct.length > 1 && distinct.length <= 24) {
+      distinct.sort((a, b) => (isNaN(a) || isNaN(b) ? (a < b ? -1 : 1) : a - b));
+      facets.push({ name, values: distinct, of });
+    }
+  };
+  const used = (name) => data.texts[name].of;
+  if (offered.some((column) => column[0] === "machine")) facet("machine", used("machine"), (i) => text("machine", i));
+  facet("family", used("family"), (i) => text("family", i));
+  for (const [axis, values] of Object.entries(data.axes)) facet(axis, values, (i) => values[at(data.texts.case.at, i)]);
+  facet("status", used("status"), (i) => text("status", i));
+
+  const least = (rows, group, value) => {
+    const found = new Map();
+    for (const i of rows) {
+      const key = group(i), own = value(i);
+      if (own !== null && (!found.has(key) || own < value(found.get(key)))) found.set(key, i);
+    }
+    const kept = new Set(found.values());
+    return rows.filter((i) => kept.has(i));
+  };
+  const cell = (i) => `${text("machine", i)}\n${text("commit", i)}\n${text("track", i)}\n${text("case", i)}`;
+  const exact = (rows) => rows.filter((i) => !text("differs", i));
+  const presets = {
+    family: ["Best of each family", (rows) => least(exact(rows), (i) => `${cell(i)}\n${text("family", i)}`, (i) => metric("slowdown", i))],
+    memory: ["Smallest memory", (rows) => least(exact(rows), cell, (i) => metric("peak_bytes", i))],
+    exact: ["Exact only", exact],
+  };
+  if (data.here && used("machine").length > 1) presets.here = [`This machine`, (rows) => rows.filter((i) => text("machine", i) === data.here)];
+
+  // ---- the view: q (search), s (sort), c (columns), p (preset), f.<facet>
+  const fresh = () => ({ q: "", s: [], c: byDefault, p: "", f: {} });
+  let view = fresh(), limit = STEP, rows = [];
+  const parse = () => {
+    const state = new URLSearchParams(location.hash.slice(1)), found = fresh();
+    if (state.get("v") !== "1") return found;
+    found.q = (state.get("q") || "").slice(0, 200);
+    found.s = (state.get("s") || "").split(",").filter((entry) => columns[entry.replace(/^-/, "")]).slice(0, 4);
+    const picked = (state.get("c") || "").split(",").filter((key) => offered.some((column) => column[0] === key));
+    if (picked.length) found.c = picked;
+    if (presets[state.get("p")]) found.p = state.get("p");
+    for (const { name, values } of facets) {
+      const chosen = (state.get(`f.${name}`) || "").split(",").filter((value) => values.includes(value));
+      if (chosen.length) found.f[name] = chosen;
+    }
+    return found;
+  };
+  const write = (replace) => {
+    const state = new URLSearchParams({ v: "1" });
+    if (view.q) state.set("q", view.q);
+    if (view.s.length) state.set("s", view.s.join(","));
+    if (view.c.join() !== byDefault.join()) state.set("c", view.c.join(","));
+    if (view.p) state.set("p", view.p);
+    for (const [name, chosen] of Object.entries(view.f)) if (chosen.length) state.set(`f.${name}`, chosen.join(","));
+    const hash = String(state) === "v=1" ? "" : `#${state}`;
+    if (hash === location.hash) return;
+    history[replace ? "replaceState" : "pushState"](null, "", hash || location.pathname + location.search);
+  };
+
+  const haystack = [];
+  const matches = (i, words) => {
+    haystack[i] ??= ["machine", "case", "contender", "family", "status", "reason"].map((name) => text(name, i)).join("\n").toLowerCase();
+    return words.every((word) => haystack[i].includes(word));
+  };
+  const choose = () => {
+    const words = view.q.toLowerCase().split(/\s+/).filter(Boolean);
+    let found = [...Array(data.n).keys()];
+    for (const { name, of } of facets) {
+      const chosen = view.f[name];
+      if (chosen && chosen.length) found = found.filter((i) => chosen.includes(of(i)));
+    }
+    if (words.length) found = found.filter((i) => matches(i, words));
+    if (view.p) found = presets[view.p][1](found);
+    const orders = view.s.map((entry) => [columns[entry.replace(/^-/, "")].sort, entry.startsWith("-")]);
+    if (orders.length) {
+      const keys = new Map(found.map((i) => [i, orders.map(([sort]) => sort(i))]));
+      found.sort((a, b) => {
+        for (let k = 0; k < orders.length; k += 1) {
+          const x = keys.get(a)[k], y = keys.get(b)[k];
+          if (x === y) continue;
+          if (x === null || y === null) return x === null ? 1 : -1; // what is missing stays at the end either way
+          const sign = x < y ? -1 : 1;
+          return orders[k][1] ? -sign : sign;
+        }
+        return a - b;
+      });
+    }
+    rows = found;
+  };
+
+  // ---- drawing
+  const tools = document.getElementById("grid-tools");
+  const count = document.getElementById("shown");
+  const more = document.getElementById("more");
+  const column = (key) => offered.find((entry) => entry[0] === key);
+  const drawHead = () => {
+    const tr = table.tHead.rows[0];
+    tr.textContent = "";
+    for (const key of view.c) {
+      const [, label, title] = column(key);
+      const th = node("th");
+      th.scope = "col";
+      if (title) th.title = title;
+      const position = view.s.findIndex((entry) => entry.replace(/^-/, "") === key);
+      const down = position >= 0 && view.s[position].startsWith("-");
+      th.setAttribute("aria-sort", position < 0 ? "none" : down ? "descending" : "ascending");
+      const button = node("button", "sorter", label);
+      button.type = "button";
+      button.dataset.key = key;
+      if (position >= 0 && view.s.length > 1) button.append(node("sup", "", String(position + 1)));
+      th.append(button);
+      tr.append(th);
+    }
+  };
+  const drawBody = () => {
+    const part = document.createDocumentFragment();
+    let before = null;
+    for (const i of rows.slice(0, limit)) {
+      const tr = node("tr"), group = cell(i);
+      tr.className = [at(data.rank, i) && at(data.rank, i)[0] === 1 ? "first" : "", !view.s.length && group !== before ? "leads" : ""].join(" ").trim();
+      before = group;
+      for (const key of view.c) {
+        const { head, className, draw } = columns[key];
+        const made = node(head ? "th" : "td", className);
+        if (head) {
+          made.scope = "row";
+          made.title = summaries[text("contender", i)] || "";
+        }
+        made.dataset.label = column(key)[1];
+        made.append(...draw(i));
+        tr.append(made);
+      }
+      part.append(tr);
+    }
+    body.textContent = "";
+    body.append(part);
+    more.hidden = rows.length <= limit;
+    more.textContent = `Show ${Math.min(STEP, rows.length - limit)} more`;
+  };
+  const pressed = () => {
+    for (const chip of tools.querySelectorAll("[data-facet]")) {
+      chip.setAttribute("aria-pressed", String((view.f[chip.dataset.facet] || []).includes(chip.dataset.value)));
+    }
+    for (const chip of tools.querySelectorAll("[data-preset]")) chip.setAttribute("aria-pressed", String(view.p === chip.dataset.preset));
+    for (const box of tools.querySelectorAll("[data-column]")) box.checked = view.c.includes(box.dataset.column);
+    const search = document.getElementById("q");
+    if (search.value !== view.q) search.value = view.q;
+  };
+  const show = (draw = true) => {
+    choose();
+    if (draw) {
+      drawHead();
+      drawBody();
+    }
+    pressed();
+    count.textContent = `${rows.length} of ${data.n} rows`;
+  };
+  const change = (edit, replace) => {
+    edit();
+    limit = STEP;
+    show();
+    write(replace);
+  };
+
+  // ---- tools
+  const chip = (label, attributes) => {
+    const made = node("button", "chip", label);
+    made.type = "button";
+    Object.assign(made.dataset, attributes);
+    made.setAttribute("aria-pressed", "false");
+    return made;
+  };
+  const chips = document.getElementById("chips");
+  const group = (label, members) => {
+    const made = node("div", "chipgroup");
+    made.setAttribute("role", "group");
+    made.setAttribute("aria-label", label);
+    made.append(node("span", "chiplabel", label), ...members);
+    return made;
+  };
+  chips.append(group("view", Object.entries(presets).map(([key, [label]]) => chip(label, { preset: key }))));
+  for (const { name, values } of facets) chips.append(group(name, values.map((value) => chip(value, { facet: name, value }))));
+  const boxes = document.getElementById("columns");
+  for (const [key, label] of offered) {
+    const made = node("label"), box = node("input");
+    box.type = "checkbox";
+    box.dataset.column = key;
+    box.disabled = key === "contender";
+    made.append(box, ` ${label}`);
+    boxes.append(made);
+  }
+  tools.hidden = false;
+  tools.addEventListener("click", (event) => {
+    const made = event.target.closest("button");
+    if (!made) return;
+    const { facet: name, value, preset, save } = made.dataset;
+    if (name) {
+      change(() => {
+        const chosen = view.f[name] || [];
+        view.f[name] = chosen.includes(value) ? chosen.filter((other) => other !== value) : [...chosen, value];
+      });
+    } else if (preset) change(() => { view.p = view.p === preset ? "" : preset; });
+    else if (save) download(save);
+    else if (made.id === "clear") change(() => { view = fresh(); });
+  });
+  tools.addEventListener("change", (event) => {
+    const key = event.target.dataset.column;
+    if (key) change(() => { view.c = offered.map((entry) => entry[0]).filter((other) => (other === key ? event.target.checked : view.c.includes(other))); });
+  });
+  let typing = false;
+  document.getElementById("q").addEventListener("input", (event) => {
+    change(() => { view.q = event.target.value; }, typing); // one entry of the history per search, not per letter
+    typing = true;
+  });
+  document.getElementById("q").addEventListener("blur", () => { typing = false; });
+  document.getElementById("q-form").addEventListener("submit", (event) => event.preventDefault());
+  table.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest(".sorter");
+    if (!button) return;
+    const key = button.dataset.key, old = view.s.find((entry) => entry.replace(/^-/, "") === key);
+    const next = old === undefined ? [key] : old === key ? [`-${key}`] : []; // up, down, back to the ranks
+    change(() => { view.s = event.shiftKey ? [...view.s.filter((entry) => entry !== old), ...next] : next; });
+    const again = table.tHead.querySelector(`[data-key="${key}"]`);
+    if (again) again.focus();
+  });
+  more.addEventListener("click", () => { limit += STEP; drawBody(); });
+
+  // ---- the current view as a file: the rows and numbers of `archbench export`
+  const names = Object.keys(data.metrics).sort();
+  const asRow = (i) => ({
+    machine: text("machine", i), commit: text("commit", i), track: text("track", i), case: text("case", i), contender: text("contender", i),
+    status: text("status", i), reason: text("reason", i), rank: at(data.rank, i), baseline: text("baseline", i),
+    metrics: Object.fromEntries(names.filter((name) => metric(name, i) !== null).map((name) => [name, {
+      value: metric(name, i), ci: metric(name, i, "lo") === null ? null : [metric(name, i, "lo"), metric(name, i, "hi")],
+      n: metric(name, i, "n"), unit: metric(name, i, "unit"),
+    }])),
+    limit_fraction: at(data.limit_fraction, i), reproduce: command(i),
+  });
+  const csvCell = (value) => {
+    if (value === null || value === undefined) return "";
+    const plain = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+    return /[",\n\r]/.test(plain) ? `"${plain.replace(/"/g, '""')}"` : plain;
+  };
+  const writers = {
+    json: () => `${JSON.stringify({ schema: 1, rows: rows.map(asRow) }, null, 1)}\n`,
+    csv: () => {
+      const header = ["machine", "commit", "track", "case", "contender", "status", "reason", "rank_lo", "rank_hi", "baseline"];
+      for (const name of names) header.push(name, `${name}_ci_lo`, `${name}_ci_hi`, `${name}_n`, `${name}_unit`);
+      const lines = rows.map((i) => {
+        const row = asRow(i);
+        const line = [row.machine, row.commit, row.track, row.case, row.contender, row.status, row.reason, ...(row.rank || [null, null]), row.baseline];
+        for (const name of names) {
+          const found = row.metrics[name];
+          line.push(...(found ? [found.value, ...(found.ci || [null, null]), found.n, found.unit] : Array(5).fill(null)));
+        }
+        return [...line, row.limit_fraction, row.reproduce];
+      });
+      return [[...header, "limit_fraction", "reproduce"], ...lines].map((line) => line.map(csvCell).join(",")).join("\n") + "\n";
+    },
+    md: () => {
+      const plain = (value) => value.replace(/[\\`*_[\]<>|]/g, "\\$&").replace(/\s+/g, " ").trim();
+      const lines = rows.map((i) => [text("machine", i), text("commit", i).slice(0, 8), text("track", i), text("case", i), rankText(at(data.rank, i)),
+        text("contender", i), metric("latency_s", i) === null ? "" : seconds(metric("latency_s", i)),
+        metric("slowdown", i) === null ? "" : ratio(metric("slowdown", i), metric("slowdown", i, "lo"), metric("slowdown", i, "hi")),
+        at(data.limit_fraction, i) === null ? "" : percent(at(data.limit_fraction, i)), printed("peak_bytes", i),
+        text("reason", i) ? `${text("status", i)}: ${text("reason", i)}` : text("status", i)]);
+      return ["| machine | commit | track | case | rank | contender | time | slowdown | of limit | memory | status |",
+        "|---|---|---|---|---|---|---:|---:|---:|---:|---|", ...lines.map((line) => `| ${line.map(plain).join(" | ")} |`)].join("\n") + "\n";
+    },
+  };
+  const types = { json: "application/json", csv: "text/csv", md: "text/markdown" };
+  const download = (format) => {
+    const link = node("a");
+    link.href = URL.createObjectURL(new Blob([writers[format]()], { type: types[format] }));
+    link.download = `${home.dataset.name}.${format}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+
+  const read = () => {
+    view = parse();
+    limit = STEP;
+    show();
+  };
+  addEventListener("popstate", read);
+  addEventListener("hashchange", read);
+  view = parse();
+  const untouched = location.hash === "";
+  drawHead();
+  show(!untouched); // the HTML already shows the view nobody changed
+  if (untouched) more.hidden = data.n <= STEP;
+})();
