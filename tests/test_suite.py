@@ -71,7 +71,7 @@ def session(tmp_path: Path) -> Session:
     run = suites.decode(
         b'{"record":"run","schema":1,"run":"r","machine":"m","commit":"c","dirty":false,"started":"2026-01-01T00:00:00+00:00"}'
     )
-    return Session(str(tmp_path / "run.jsonl"), run, "cpu", 1, 1 << 34, 0)  # type: ignore[arg-type]
+    return Session(str(tmp_path / "run.jsonl"), run, "cpu", 1, 1 << 34, 0, str(tmp_path))  # type: ignore[arg-type]
 
 
 def ok_cell() -> Cell:
@@ -113,7 +113,7 @@ def test_a_dead_child_is_a_failure_with_a_record(session: Session, monkeypatch: 
     with pytest.raises(RuntimeError, match="crashed: killed by SIGSEGV"):
         suite.track_latency(session, CASE, "naive")
     lines = Path(session.path).read_bytes().splitlines()
-    assert [json.loads(line)["record"] for line in lines] == ["started", "cell"]
+    assert [json.loads(line)["record"] for line in lines] == ["track", "started", "cell"]
 
 
 def test_unsupported_is_asvs_not_available(session: Session) -> None:

@@ -1,7 +1,8 @@
 """A run: its header, its file, and what all of its cells share.
 
-``open_run`` is called once per ``asv run`` (from the suite's ``setup_cache``) and writes the header and the track
-notes; every cell then appends one line. The run's file is the only thing the processes of a run have in common.
+``open_run`` is called once per ``asv run`` (from the suite's ``setup_cache``) and writes the header; the first cell of
+a track adds the track's note, and every cell its line. The run's file is the only thing that the processes of a run
+have in common.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 
 from archbench import __version__
 from archbench.cells import CELLS_DIR, SCHEMA, Ceiling, Cell, ContenderNote, Record, Run, TrackNote, decode, encode
-from archbench.discovery import contender_modules, load_contender, load_track, track_modules
+from archbench.discovery import contender_modules, load_contender, load_track
 from archbench.hardware.ceilings import ceilings
 from archbench.hardware.detect import Host, default_device, detect, machine_name, place
 from archbench.hardware.profiles import match
@@ -43,6 +44,7 @@ class Session(msgspec.Struct, frozen=True):
     cores: int
     memory_bytes: int
     cache_bytes: int
+    derivations: str  # the folder of the tracks' derivations, a file <track>.md each
 
     def bench(self) -> Bench:
         return Bench(Place(self.device, self.cores, self.memory_bytes), self.run.ceilings, self.cache_bytes)
@@ -94,9 +96,10 @@ def results_dir(configuration: Path) -> Path:
     return configuration.parent / str(json.loads(text)["results_dir"])
 
 
-def track_note(name: str) -> TrackNote:
+def track_note(name: str, derivations: Path) -> TrackNote:
     """The track as a reader of old results needs it: question, cases, contenders with their one-line summaries."""
     track = load_track(name)
+    derivation = derivations / f"{name}.md"
     notes: dict[str, ContenderNote] = {name: load_contender(track.name, name).note for name in contender_modules(name)}
     return TrackNote(
         track=track.name,
@@ -106,6 +109,7 @@ def track_note(name: str) -> TrackNote:
         cases={case.slug: dict(case.axes) for case in track.bench_cases},
         contenders=notes,
         notes=track.notes,
+        derivation=derivation.read_text(encoding="utf-8") if derivation.is_file() else "",
     )
 
 
@@ -117,7 +121,7 @@ def measured_ceilings(host: Host, device: Device, *, refresh: bool = False) -> l
 
 
 def open_run(configuration: Path) -> Session:
-    """Write a run's header and track notes; results go where ``configuration``, an ``asv.conf.json``, says.
+    """Write a run's header; results go where ``configuration``, an ``asv.conf.json``, says.
 
     Raises ValueError for an unusable machine name, NoRepository, OSError for the file.
     """
@@ -150,10 +154,16 @@ def open_run(configuration: Path) -> Session:
     path = Path(given) if given else results_dir(configuration) / machine / CELLS_DIR / f"{identity}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     append(path, run)
-    for track in track_modules():
-        append(path, track_note(track))
     where = place(host, device)
-    return Session(str(path), run, device, where.cores, where.memory_bytes, last_level_cache(host, device))
+    return Session(
+        path=str(path),
+        run=run,
+        device=device,
+        cores=where.cores,
+        memory_bytes=where.memory_bytes,
+        cache_bytes=last_level_cache(host, device),
+        derivations=str(configuration.parent / "docs" / "derivations"),
+    )
 
 
 def last_level_cache(host: Host, device: Device) -> int:
@@ -174,9 +184,18 @@ def append(path: Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
+def described(path: Path, track: str) -> bool:
+    """Whether the run's file holds the track's note already."""
+    return any(isinstance(record, TrackNote) and record.track == track for record in map(decode, _lines(path)))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines()
+
+
 def finished(path: Path, track: str, case: str, contender: str) -> Cell | None:
     """The cell of this run, if it is measured already: several asv metrics share one measurement."""
-    for line in reversed(path.read_bytes().splitlines()):
+    for line in reversed(_lines(path)):
         record = decode(line)
         if isinstance(record, Cell) and (record.track, record.case, record.contender) == (track, case, contender):
             return record

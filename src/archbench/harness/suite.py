@@ -26,7 +26,7 @@ from archbench.cells import Cell, Started, decode, encode
 from archbench.discovery import contender_modules, load_track
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import measure_cell, utc_now
-from archbench.harness.session import Session, append, find_configuration, finished, open_run
+from archbench.harness.session import Session, append, described, find_configuration, finished, open_run, track_note
 
 GRACE_S = 60.0  # asv's own limit comes after ours: ours leaves a record with a reason
 
@@ -114,6 +114,8 @@ class Suite(ABC):
         known = finished(path, track.name, case, contender)
         if known is not None:
             return known
+        if not described(path, track.name):
+            append(path, track_note(track.name, Path(session.derivations)))
         append(path, Started(track=track.name, case=case, contender=contender, baseline=track.baseline))
         answer = run_isolated(
             lambda: encode(measure_cell(track, track.case(case), contender, session.bench())), track.timing.deadline_s
