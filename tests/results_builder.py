@@ -9,6 +9,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from archbench.cells import SCHEMA, Ceiling, Cell, ContenderNote, Duel, Metric, Record, Run, Started, TrackNote, encode
 
 MACHINE = "amd-epyc-zen4-2c"
@@ -111,4 +113,45 @@ def small(folder: Path) -> Path:
             cell("gpu_only", case=f"len{length}", status="unsupported", reason="needs CUDA"),
         ]
     write(folder, [*records, Started("attention", "len128", "died", "base")])
+    return folder
+
+
+def rich(folder: Path) -> Path:
+    """Something for every page kind: two machines, two commits, curves, energy, a derivation, a foreign tree."""
+    first = run(identity="20251202T030405Z-bbbbbb", commit="f" * 40, commit_date="2025-12-01T00:00:00+00:00",
+                started="2025-12-02T03:04:05+00:00", versions={"torch": "2.12.0", "python": "3.11"})  # fmt: skip
+    write(folder, [first, note(), cell("base"), cell("fast", 1.5), cell("slow", 1.2)])
+    small(folder)
+    gpu = run("nvidia-h100-sxm", identity="20260103T030405Z-cccccc", device="cuda", host={"gpu.0.name": "H100"})
+    training = {"loss": [(float(i), 2.0 / (1 + i)) for i in range(1, 30)]}
+    energy = {"energy_j": Metric(0.5, "J"), "drop_share": Metric(0.03, "ratio", (0.02, 0.04), 5)}
+    described = note(
+        fast=ContenderNote("Quick.", "A paper of 2024, arXiv:2401.00001", "peer"),
+        other=ContenderNote("Other.", differs="adds"),
+    )
+    described = msgspec.structs.replace(
+        described, derivation="# Softmax\n\nWith $S = QK^T$:\n\n$$ P = \\frac{e^{S}}{\\sum e^{S}} \\tag{1} $$\n"
+    )
+    write(
+        folder,
+        [
+            gpu,
+            described,
+            *(cell("base", 1.0, f"len{n}", series=training) for n in (128, 512, 1024)),
+            *(cell("fast", 0.4, f"len{n}", series=training) for n in (128, 512, 1024)),
+            *(cell("slow", 3.0, f"len{n}", metrics=cell("slow", 3.0).metrics | energy) for n in (128, 512, 1024)),
+            cell("other", 0.1, "len128"),
+        ],
+    )
+    home = folder / "somewhere-else"
+    home.mkdir()
+    (home / "machine.json").write_text(json.dumps({"machine": "somewhere-else", "version": 1, "cpu": "old"}))
+    for i in range(8):
+        data = {
+            "version": 2, "commit_hash": f"{i:040x}", "env_name": "virtualenv-py3.11",
+            "date": 1700000000000 + i * 10**9, "params": {"machine": "somewhere-else"},
+            "result_columns": ["result", "params"],
+            "results": {"suite.time_thing": [[0.5 + (i > 4), 0.25], [["1", "2"]]], "suite.track_size": [[7.0 + i], []]},
+        }  # fmt: skip
+        (home / f"{i:08x}-virtualenv-py3.11.json").write_text(json.dumps(data))
     return folder

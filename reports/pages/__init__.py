@@ -76,8 +76,19 @@ def digest(*parts: object) -> str:
 
 def everything(board: Board) -> Iterator[Output]:
     """Every file of the board, in a fixed order."""
-    from archbench.reports.pages import changes, compare, contender, index, machine, method, status, track
+    from archbench.reports.pages import (
+        card,
+        changes,
+        compare,
+        contender,
+        explore,
+        index,
+        machine,
+        method,
+        status,
+        track,
+    )
 
-    kinds = (index, track, contender, compare, machine, changes, method, status)
+    kinds = (index, track, contender, compare, machine, changes, explore, card, method, status)
     for kind in kinds:
         yield from kind.outputs(board)

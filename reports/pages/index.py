@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archbench.reports import views
-from archbench.reports.pages import Board, Output, digest
+from archbench.reports.pages import Board, Output, card, digest, explore
 from archbench.reports.pages.html import render
 
 KINDS = {"gpu": "GPU hosts", "cpu": "CPU hosts", "board": "single-board computers"}
@@ -45,5 +45,7 @@ def outputs(board: Board) -> Iterator[Output]:
         "tracks": board.tracks,
         "problems": len(results.problems),
         "benchmarks": results.count - len(results.rows),
+        "explore": explore.available(board),
+        "picture": f"{board.address}{card.PATH}" if board.address and card.available(board) else "",
     }
     yield Output("index.html", digest(values), lambda: render("index.html.j2", "index.html", **values))

@@ -10,6 +10,10 @@ const numbers = (() => {
     const kept = figures.slice(0, digits + 1);
     return `${value < 0 ? "-" : ""}${kept[0]}${digits ? "." + kept.slice(1) : ""}e${exponent}`;
   };
+  const whole = (value) => {
+    const down = Math.floor(value);
+    return value - down === 0.5 ? down + (down % 2) : Math.round(value);
+  };
   const significant = (value, digits = 3) => {
     if (value === 0) return "0";
     const [mantissa, exponent] = halfEven(value, digits - 1).split("e");
@@ -29,7 +33,7 @@ const numbers = (() => {
     for (const [power, unit] of [[40, "TiB"], [30, "GiB"], [20, "MiB"], [10, "KiB"]]) {
       if (value >= 2 ** power) return `${significant(value / 2 ** power)} ${unit}`;
     }
-    return `${Math.round(value)} B`;
+    return `${whole(value)} B`;
   };
   const quantity = (value, unit) => {
     if (unit === "s") return seconds(value);
@@ -42,9 +46,6 @@ const numbers = (() => {
   };
   const ratio = (value, low = null, high = null) =>
     `${significant(value)}×${low === null ? "" : ` (${significant(low)}-${significant(high)})`}`;
-  const percent = (share) => {
-    const whole = Math.floor(share * 100), rest = share * 100 - whole;
-    return `${rest === 0.5 ? whole + (whole % 2) : Math.round(share * 100)}%`;
-  };
+  const percent = (share) => `${whole(share * 100)}%`;
   return { significant, seconds, size, quantity, ratio, percent };
 })();
