@@ -22,8 +22,12 @@ UNITS = {"slowdown": "ratio", "error": "ratio", "control": "ratio"}
 SUFFIXES = {"_s": "s", "_bytes": "B", "_j": "J"}  # a metric that ends so is in that unit
 LARGEST = {"s": 1e7, "B": 1e18, "J": 1e12, "ratio": 1e15}  # beyond these a number is no measurement
 MAX_NAME = 300
+MAX_TEXT = 5000
+MAX_ESSAY = 500_000  # the notes and the derivation of a track
+MAX_POINTS = 100_000  # values of one asv file: few parameters span a product of millions
 MAX_PARAMETER = 2000  # asv writes the repr of an object
 MAX_BLOCKS = 1000
+MAX_SAMPLES = 1_000_000_000
 ABOVE_THE_ROOFLINE = 1.05  # the harness gives no number above it (IMPOSSIBLE_ABOVE), so a record has none either
 CLOCK_SKEW = timedelta(days=1)  # between the machine that measured and the one that committed
 AGREES = 1e-6  # relative: what two processors may differ by in the same arithmetic
@@ -56,6 +60,10 @@ def check_record(record: Record) -> None:
     elif isinstance(record, TrackNote):
         _usable(record.track)
         _names("name", [record.baseline, *record.cases, *record.contenders])
+        _short([record.question, record.version], MAX_TEXT)
+        _short([record.notes, record.derivation], MAX_ESSAY)
+        for note in record.contenders.values():
+            _short([note.summary, note.source, note.family, note.differs or ""], MAX_TEXT)
     elif isinstance(record, Started):
         _usable(record.track)
         _names("name", [record.case, record.contender, record.baseline])
@@ -72,6 +80,8 @@ def check_header(run: Run) -> None:
     started = date(run.started, "started")
     if run.commit_date and started < date(run.commit_date, "commit_date") - CLOCK_SKEW:
         raise ValueError(f"started {run.started} before its commit was made ({run.commit_date})")
+    facts = {**run.host, **run.versions}
+    _short([run.environment, *facts, *map(str, facts.values())], MAX_TEXT)
     for ceiling in run.ceilings:
         if not (math.isfinite(ceiling.value) and ceiling.value > 0):
             raise ValueError(f"ceiling {ceiling.name[:40]!r} is {ceiling.value:g}: it must be positive")
@@ -83,6 +93,7 @@ def check_cell(cell: Cell) -> None:
     _names("case", [cell.case])
     _names("contender", [cell.contender, cell.baseline])
     _names("metric", [*cell.metrics, *cell.series])
+    _short([cell.reason, *cell.host, *map(str, cell.host.values())], MAX_TEXT)
     if not cell.case or not cell.contender:
         raise ValueError("a cell without a case or a contender")
     if cell.status != "ok" and cell.metrics:
@@ -115,13 +126,17 @@ def check_asv(content: bytes, found: Mapping[str, Any]) -> None:
     when = found.get("date")
     if isinstance(when, (int, float)) and not 0 <= when < 4_102_444_800_000:  # not NaN either
         raise ValueError(f"date {str(when)[:40]} is not between 1970 and 2100")
-    results = found.get("results")
+    results, points = found.get("results"), 0
     for name, row in results.items() if isinstance(results, dict) else ():
         if len(name) > MAX_NAME:
             raise ValueError(f"benchmark {name[:60]!r} has a name of {len(name)} characters")
         columns = row if isinstance(row, list) else [row.get("result")] if isinstance(row, dict) else [row]
-        if any(len(text) > MAX_PARAMETER for text in _texts(columns[1:2])):
+        axes = row.get("params") if isinstance(row, dict) else columns[1] if len(columns) > 1 else None
+        if any(len(text) > MAX_PARAMETER for text in _texts(axes)):
             raise ValueError(f"benchmark {name[:60]!r} has a parameter of more than {MAX_PARAMETER} characters")
+        points += math.prod(len(axis) for axis in axes or () if isinstance(axis, list)) if isinstance(axes, list) else 1
+        if points > MAX_POINTS:
+            raise ValueError(f"has more than {MAX_POINTS} values")
         if _NEVER_NEGATIVE.match(name.rpartition(".")[2]) and columns:
             values = columns[0] if isinstance(columns[0], list) else columns[:1]
             if any(value < 0 for value in values if isinstance(value, (int, float))):
@@ -170,6 +185,12 @@ def _names(what: str, names: Iterable[str]) -> None:
             raise ValueError(f"{what} {name[:60]!r} is not usable: it hides characters or is too long")
 
 
+def _short(texts: Iterable[str], limit: int) -> None:
+    for text in texts:
+        if len(text) > limit:
+            raise ValueError(f"a text of {len(text)} characters, more than {limit}: {text[:60]!r}")
+
+
 def _check_metric(name: str, metric: Metric) -> None:
     ends = metric.ci or (metric.value, metric.value)
     if not all(math.isfinite(x) for x in (metric.value, *ends)):
@@ -191,8 +212,8 @@ def _check_metric(name: str, metric: Metric) -> None:
         raise ValueError(f"{name} is {metric.value:g}: it cannot be negative")
     if abs(metric.value) > LARGEST[metric.unit]:
         raise ValueError(f"{name} is {metric.value:g} {metric.unit}: more than anybody measures")
-    if metric.n < 1:
-        raise ValueError(f"{name} is of {metric.n} samples")
+    if not 1 <= metric.n <= MAX_SAMPLES:
+        raise ValueError(f"{name} is not of 1 to {MAX_SAMPLES} samples")
 
 
 def _check_duel(cell: Cell, duel: Duel) -> None:

@@ -11,9 +11,10 @@ import msgspec
 
 from archbench.cells import Cell, Run, Started, TrackNote, decode
 from archbench.reports.load import Problem, Unreadable, read_bytes
-from archbench.reports.meaning import check_header, check_record, readable
+from archbench.reports.meaning import MAX_BLOCKS, check_header, check_record, readable
 
 MAX_LINES = 200_000
+MAX_BAD_LINES = 100
 # What it may cost to follow the numbers of a file's duels, in pairs of blocks: under two seconds, 16,000 short duels.
 MAX_WORK = 10_000_000
 DUEL_WORK = 500
@@ -61,13 +62,16 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
         try:
             record = decode(line)
             if isinstance(record, Cell) and record.duel is not None:
-                work += len(record.duel.contender_s) ** 2 + DUEL_WORK
+                work += min(len(record.duel.contender_s), MAX_BLOCKS) ** 2 + DUEL_WORK
                 if work > MAX_WORK:
                     raise ValueError("too many samples for one file")
             check_record(record)
             record = readable(line, record)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             found.problems.append(Problem(f"{name}:{number}", f"not a record: {error}"))
+            if len(found.problems) == MAX_BAD_LINES:
+                found.problems.append(Problem(name, f"{MAX_BAD_LINES} lines are no records: the rest was not read"))
+                break
             continue
         if isinstance(record, Cell):
             started.pop((record.track, record.case, record.contender), None)

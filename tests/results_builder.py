@@ -155,3 +155,9 @@ def rich(folder: Path) -> Path:
         }  # fmt: skip
         (home / f"{i:08x}-virtualenv-py3.11.json").write_text(json.dumps(data))
     return folder
+
+
+def asv_file(**changes: object) -> str:
+    """One of asv's result files with one value."""
+    data = {"version": 2, "commit_hash": "abcd", "env_name": "e", "date": 1, "params": {"machine": MACHINE}}
+    return json.dumps(data | {"result_columns": ["result", "params"], "results": {"a.track_x": [[1.0], []]}} | changes)
