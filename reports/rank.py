@@ -7,8 +7,10 @@ compare. Two are apart when their intervals do not cross and they differ by more
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from archbench.cells import Metric
 from archbench.stats import Interval, apart, geometric_mean
@@ -54,24 +56,29 @@ def overall(by_contender: Mapping[str, Mapping[str, Interval]], cases: Sequence[
     """
     complete = {name: found for name, found in by_contender.items() if cases and all(case in found for case in cases)}
     means = {name: geometric_mean([found[case] for case in cases]) for name, found in complete.items()}
+    faster: Counter[str] = Counter()  # by contender: how many are surely faster, and slower, than it
+    slower: Counter[str] = Counter()
+    for a, b in combinations(sorted(complete), 2):
+        difference = _mean_difference(complete[a], complete[b], cases)
+        if difference.hi < 0:
+            faster[b] += 1
+            slower[a] += 1
+        elif difference.lo > 0:
+            faster[a] += 1
+            slower[b] += 1
     found = []
     for name, intervals in by_contender.items():
-        place = None
-        if name in complete:
-            others = [complete[other] for other in complete if other != name]
-            faster = sum(_surely_faster(other, intervals, cases) for other in others)
-            slower = sum(_surely_faster(intervals, other, cases) for other in others)
-            place = (1 + faster, len(complete) - slower)
+        place = (1 + faster[name], len(complete) - slower[name]) if name in complete else None
         covered = sum(case in intervals for case in cases)
         found.append(Overall(name, means.get(name), covered, place))
     return sorted(found, key=lambda o: (o.mean is None, o.mean.value if o.mean else 0.0, -o.covered, o.name))
 
 
-def _surely_faster(a: Mapping[str, Interval], b: Mapping[str, Interval], cases: Sequence[str]) -> bool:
-    """Whether ``a`` is faster than ``b`` over the cases: the interval of their mean difference lies below zero."""
+def _mean_difference(a: Mapping[str, Interval], b: Mapping[str, Interval], cases: Sequence[str]) -> Interval:
+    """Mean over the cases of log a - log b, with its interval."""
     differences = []
     for case in cases:
         width = math.hypot(a[case].halfwidth, b[case].halfwidth)
         value = a[case].value - b[case].value
         differences.append(Interval(value, value - width, value + width, min(a[case].n, b[case].n)))
-    return geometric_mean(differences).hi < 0
+    return geometric_mean(differences)

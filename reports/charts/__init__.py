@@ -16,6 +16,7 @@ WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, 170, 14, 44
 MARKERS = ("circle", "square", "triangle", "diamond")
 COLOURS = 7
+MARKED = 12  # markers along a line: enough to follow it, also where it has hundreds of points
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Line:
 
     name: str
     points: list[tuple[float, float, str]]  # x, y in the picture, and what to say about the point
+    marked: list[tuple[float, float, str]]  # those of them that get a marker, the last among them
     colour: int
     dash: int
     marker: str
@@ -99,7 +101,15 @@ def drawn(series: Sequence[tuple[str, list[tuple[float, float, str]]]]) -> list[
     """Lines with their looks and label heights; ``series`` is ordered by where each line ends, highest first."""
     labels = spread([points[-1][1] for _, points in series])
     return [
-        Line(name, points, i % COLOURS, i // COLOURS, MARKERS[i % len(MARKERS)], labels[i])
+        Line(
+            name,
+            points,
+            points[:: -max(1, -(-len(points) // MARKED))][::-1],
+            i % COLOURS,
+            i // COLOURS,
+            MARKERS[i % len(MARKERS)],
+            labels[i],
+        )
         for i, (name, points) in enumerate(series)
     ]
 

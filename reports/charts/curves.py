@@ -45,7 +45,7 @@ def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]]) ->
     for contender, points in lines.items():
         step = max(1, -(-len(points) // MAX_POINTS))
         kept = [*points[::step], *([points[-1]] if (len(points) - 1) % step else [])]
-        series.append((contender, [(x(a), y(b), f"{contender}, {a:g}: {significant(b)}") for a, b in kept]))
+        series.append((contender, [(x(a), y(b), f"{a:g}: {significant(b)}") for a, b in kept]))
     series.sort(key=lambda entry: (entry[1][-1][1], entry[0]))
     y_ticks = ticks(low, high) if logarithmic else [low + (high - low) * i / 4 for i in range(5)]
     return Chart(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from archbench.cells import Scalar
-from archbench.formatting import ratio, seconds, significant
+from archbench.formatting import significant
 from archbench.reports.rows import Row
 
 STEPS = 4  # shades on each side of 1x
@@ -59,7 +59,5 @@ def _square(row: Row | None) -> Square:
     slowdown = row.metrics.get("slowdown")
     if slowdown is None:
         return Square("–", "none", False, f"{row.status}: {row.reason}" if row.reason else row.status)
-    title = f"{ratio(slowdown.value, slowdown.ci)} of {row.baseline}, {seconds(row.metrics['latency_s'].value)}"
-    if row.note.differs is not None:
-        title += ", another function: not ranked"
+    title = "another function: not ranked" if row.note.differs is not None else ""
     return Square(significant(slowdown.value, 3), shade(slowdown.value), bool(row.rank and row.rank[0] == 1), title)

@@ -32,7 +32,7 @@ def pareto(rows: Sequence[Row], metric: str) -> Chart | None:
     x, y = x_scale(min(xs) / 1.15, max(xs) * 1.15), y_scale(min(ys) / 1.3, max(ys) * 1.3)
     label = LABELS.get(metric, metric)
     series = [
-        (name, [(x.at(a), y.at(b), f"{name}: {significant(a)}× the time, {significant(b)}× the {label}")])
+        (name, [(x.at(a), y.at(b), f"{significant(a)}× the time, {significant(b)}× the {label}")])
         for name, (a, b) in relative.items()
     ]
     series.sort(key=lambda entry: (entry[1][0][1], entry[0]))

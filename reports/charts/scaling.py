@@ -57,9 +57,8 @@ def scaling(cases: Mapping[str, Mapping[str, Scalar]], rows: Sequence[Row]) -> C
         points = []
         for row in sorted(own, key=lambda row: values[row.case]):
             time = row.metrics["latency_s"].value
-            points.append(
-                (x.at(values[row.case]), y.at(time), f"{name}, {axis} {cases[row.case][axis]}: {seconds(time)}")
-            )
+            said = f"{axis} {cases[row.case][axis]}: {seconds(time)}"
+            points.append((x.at(values[row.case]), y.at(time), said))
         series.append((name, points))
     series.sort(key=lambda entry: (entry[1][-1][1], entry[0]))
     fixed = ", ".join(f"{k} {v}" for k, v in sorted(cases[slugs[0]].items()) if k != axis)

@@ -125,6 +125,14 @@ def apart(a: Interval, b: Interval, band: float) -> bool:
     return (a.hi < b.lo or b.hi < a.lo) and abs(a.value - b.value) > band
 
 
+@lru_cache(maxsize=8)
+def _draws(size: int, draws: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Picks and standard normals of the bootstrap: the same for every mean over as many cases."""
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, size, (draws, size))
+    return picks, rng.standard_normal(picks.shape)
+
+
 def geometric_mean(intervals: Sequence[Interval], draws: int = 2000, seed: int = 0) -> Interval:
     """Geometric mean of ratios over cases (log intervals in, log interval out).
 
@@ -137,8 +145,7 @@ def geometric_mean(intervals: Sequence[Interval], draws: int = 2000, seed: int =
     spread = np.array([i.halfwidth for i in intervals]) / 1.96
     if len(intervals) == 1:
         return intervals[0]
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, centre.size, (draws, centre.size))
-    means = (centre[picks] + rng.standard_normal(picks.shape) * spread[picks]).mean(axis=1)
+    picks, noise = _draws(centre.size, draws, seed)
+    means = (centre[picks] + noise * spread[picks]).mean(axis=1)
     lo, hi = np.quantile(means, [0.025, 0.975])
     return Interval(float(centre.mean()), float(lo), float(hi), len(intervals))
