@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,13 @@ from pathlib import Path
 import pytest
 
 from archbench.discovery import load_track
+from archbench.reports.imports import import_file
+from results_builder import small
+
+LLAMA = {
+    "build_commit": "1d0125bc", "model_type": "llama 1B Q4_0", "n_prompt": 512, "n_gen": 0, "avg_ns": 1e9,
+    "test_time": "2026-01-02T03:04:05Z",
+}  # fmt: skip
 
 
 def archbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -31,6 +39,13 @@ def archbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (("export",), "archbench run"),
         (("board",), "archbench run"),
         (("export", "--results", "nowhere"), "nowhere"),
+        (("export", "--format", "parquet"), "--out"),
+        (("validate",), "archbench run"),
+        (("merge", "nowhere"), "nowhere"),
+        (("serve",), "archbench board"),
+        (("import", "llama-bench", "x.json"), "name one with --machine"),
+        (("import", "llama-bench", "x.json", "--machine", "pi5"), "x.json: cannot be opened"),
+        (("import", "asv", "theirs", "--machine", "pi5"), "leave --machine out"),
     ],
 )
 def test_a_mistake_ends_with_2_and_a_sentence(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
@@ -45,7 +60,7 @@ def test_unknown_targets_and_cases_are_named_before_anything_is_measured() -> No
     root = Path(__file__).resolve().parent.parent
     for arguments, sentence in (
         (("run", "attention/naiv"), "did you mean 'naive'?"),
-        (("run", "attention", "--case", "b1-h4-len128-d64-fp32"), "did you mean 'b1-h8-len128-d64-fp32-fwd'?"),
+        (("run", "attention", "--case", "b1-h4-len128-d64-fp32"), "did you mean 'b1-h4-len128-d64-fp32-fwd'?"),
     ):
         done = archbench(*arguments, cwd=root)
         assert done.returncode == 2
@@ -67,3 +82,44 @@ def test_list_prints_the_contract(tmp_path: Path) -> None:
 
 def test_the_version_is_printed(tmp_path: Path) -> None:
     assert archbench("--version", cwd=tmp_path).stdout.startswith("archbench ")
+
+
+def test_results_go_from_one_folder_to_another_and_out(tmp_path: Path) -> None:
+    small(tmp_path / "theirs")
+    (tmp_path / "bench.json").write_text(json.dumps([LLAMA]))
+    done = archbench("import", "asv", "theirs", "--into", "ours", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2 files written, 0 unchanged\n")
+    assert archbench("merge", "theirs", "--into", "ours", cwd=tmp_path).stdout == "0 files written, 2 unchanged\n"
+    done = archbench("import", "llama-bench", "bench.json", "--machine", "pi5", "--into", "ours", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / done.stdout.strip()).is_file()
+    done = archbench("export", "--format", "csv", "--results", "ours", "--out", "rows.csv", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    printed = archbench("export", "--format", "csv", "--results", "ours", cwd=tmp_path).stdout
+    assert (tmp_path / "rows.csv").read_text() == printed
+    assert printed.count("\n") == 1 + 16 + 1
+
+
+def test_board_watch_renders_again_when_results_change(tmp_path: Path) -> None:
+    results, site = tmp_path / "results", tmp_path / "site"
+    command = [sys.executable, "-m", "archbench", "board", "--watch", "--results", str(results), "--out", str(site)]
+    watching = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert watching.stderr is not None
+        assert watching.stderr.readline().startswith("waiting: no results in")
+        small(tmp_path / "made").rename(results)
+        assert watching.stdout is not None
+        assert watching.stdout.readline().endswith("16 rows\n")
+        assert watching.stdout.readline().strip() == str(site / "index.html")
+        import_file("llama-bench", _planted(tmp_path / "bench.json"), "pi5", results)
+        assert watching.stdout.readline().endswith("17 rows\n")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 0
+    finally:
+        watching.kill()
+        watching.communicate()
+
+
+def _planted(path: Path) -> Path:
+    path.write_text(json.dumps([LLAMA]))
+    return path
