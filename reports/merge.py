@@ -153,9 +153,9 @@ def _join_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     names = sorted({name for row in rows.values() for name in row} - {*ROW})
     columns = [*ROW, *names]
     joined = _union(a, b, _last)
-    durations = [held.get("durations") for held in (a, b)]
-    if all(isinstance(held, dict) for held in durations):
-        joined["durations"] = _union(*durations, _last)  # type: ignore[arg-type]
+    one, other = a.get("durations"), b.get("durations")
+    if isinstance(one, dict) and isinstance(other, dict):
+        joined["durations"] = _union(one, other, _last)
     joined["result_columns"] = columns
     joined["results"] = {name: [row.get(column) for column in columns] for name, row in rows.items()}
     return joined

@@ -30,7 +30,7 @@ def as_parquet(results: Results) -> bytes:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise NoPyarrow("Parquet needs the package pyarrow: pip install 'archbench[board]'") from error
-    metrics = sorted({name for row in results.rows for name in row.metrics})
+    metrics = sorted({name for row in results.all_rows() for name in row.metrics})
     fields = [(name, arrow.string()) for name in TEXTS]
     fields += [("rank_lo", arrow.int32()), ("rank_hi", arrow.int32()), ("limit_fraction", arrow.float64())]
     for name in metrics:
@@ -39,7 +39,7 @@ def as_parquet(results: Results) -> bytes:
     schema = arrow.schema([*fields, ("host", arrow.string())])
     out = io.BytesIO()
     with parquet.ParquetWriter(out, schema, compression="zstd") as writer:
-        for batch in _batches(results.rows):
+        for batch in _batches(results.all_rows()):
             flat = [_flat(row, metrics) for row in batch]
             columns = [[row[name] for row in flat] for name in schema.names]
             writer.write_table(arrow.table(columns, schema=schema))

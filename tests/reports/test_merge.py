@@ -102,7 +102,7 @@ def test_a_merge_into_a_folder_is_the_merge_of_both(tmp_path: Path) -> None:
     (there / "m" / "aaaa-e.json").write_text(json.dumps(asv("m", "aaaa", newer)))
     done = merge([there], here)
     assert (done.written, done.unchanged) == (["m/aaaa-e.json"], 1)
-    assert sorted((r.track, r.metrics["latency_s"].value) for r in load(here).rows) == [
+    assert sorted((r.track, r.metrics["latency_s"].value) for r in load(here).all_rows()) == [
         ("a.time_x", 2.0),
         ("a.time_y", 3.0),
     ]
@@ -121,7 +121,7 @@ def test_version_1_of_asv_joins_with_version_2(tmp_path: Path) -> None:
         ),
     ]
     merge(parts, tmp_path / "into")
-    found = {r.track: r.metrics["latency_s"] for r in load(tmp_path / "into").rows}
+    found = {r.track: r.metrics["latency_s"] for r in load(tmp_path / "into").all_rows()}
     assert found["a.time_x"].ci == (0.4, 0.6)
     assert found["a.time_y"].value == 2.0
 
