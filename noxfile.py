@@ -76,6 +76,13 @@ def bench_harness(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def bench_board(session: nox.Session) -> None:
+    """Measure the pages in a browser: when a large leaderboard is ready, how long a sort and a filter take."""
+    install(session)
+    python(session, "tests/bench_board.py")
+
+
+@nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
     """Measure what the arguments name: nox -s bench -- attention/naive --case SLUG."""
     install(session)
