@@ -1,4 +1,4 @@
-"""asv's result files, versions 1 and 2, of any project.
+"""asv's result files, versions 1 and 2, of any project, as columns.
 
 asv stores per benchmark a flat list over the product of its parameters. Null is a benchmark that failed, NaN one that
 was skipped. What is read here equals what ``asv.results.Results`` reads from the same file; asv itself is not needed.
@@ -6,16 +6,32 @@ was skipped. What is read here equals what ``asv.results.Results`` reads from th
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from archbench.cells import Status
 from archbench.reports.load import Unreadable, finite
 
 MAX_POINTS = 100_000  # parameter combinations of one benchmark
+LARGEST_N = 2.0**53
+
+OK, FAILED, SKIPPED, ODD = range(4)  # what a value is; the reason of an odd one is kept beside the columns
+MEANING: tuple[tuple[Status, str], ...] = (
+    ("ok", ""),
+    ("crashed", "the benchmark failed"),
+    ("unsupported", "skipped by the suite"),
+)
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,15 +47,72 @@ class Point:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The benchmarks of a file and the parameter combinations of each: what its points are, in their order.
+
+    Most files of an archive share one, so what is computed from it is computed once.
+    """
+
+    benchmarks: tuple[str, ...]
+    combinations: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @cached_property
+    def keys(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Benchmark and parameters of every point."""
+        pairs = zip(self.benchmarks, self.combinations, strict=True)
+        return [(name, parameters) for name, found in pairs for parameters in found]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(map(len, self.combinations))
+
+    @cached_property
+    def nothing(self) -> tuple[list[None], ...]:
+        """A column without values, for each benchmark."""
+        return tuple([None] * size for size in self.sizes)
+
+    @cached_property
+    def may_be_negative(self) -> NDArray[np.bool_]:
+        """The points that are surely neither times nor sizes."""
+        tracked = [name.rpartition(".")[2].startswith("track_") for name in self.benchmarks]
+        return np.repeat(np.array(tracked, dtype=np.bool_), self.sizes)
+
+    @cached_property
+    def digest(self) -> bytes:
+        return hashlib.blake2b(self.packed, digest_size=16).digest()
+
+    @cached_property
+    def packed(self) -> bytes:
+        return msgspec.msgpack.encode((self.benchmarks, self.combinations))
+
+
+@dataclass(frozen=True, eq=False)
 class AsvFile:
-    """One commit in one environment on one machine."""
+    """One commit in one environment on one machine: a column per fact, an entry per point of the layout."""
 
     commit: str
     environment: str
     date_ms: float
     params: Mapping[str, Any]
-    points: list[Point]
+    layout: Layout
+    value: Floats  # NaN where there is no number
+    low: Floats  # both ends of an interval or neither
+    high: Floats
+    n: NDArray[np.int64]
+    code: NDArray[np.uint8]
+    reasons: Mapping[int, str]  # of the odd ones
+
+    def points(self) -> list[Point]:
+        return [self.point(i) for i in range(len(self.value))]
+
+    def point(self, i: int) -> Point:
+        benchmark, parameters = self.layout.keys[i]
+        code = self.code[i]
+        status, reason = MEANING[code] if code != ODD else ("crashed", self.reasons[i])
+        interval = None if math.isnan(self.low[i]) else (float(self.low[i]), float(self.high[i]))
+        value = float(self.value[i]) if code == OK else None
+        return Point(benchmark, parameters, value, status, reason, interval, int(self.n[i]))
 
 
 def as_version_2(found: dict[str, Any]) -> dict[str, Any]:
@@ -86,13 +159,17 @@ def _mapping(found: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
+def is_commit(commit: object) -> bool:
+    return isinstance(commit, str) and commit.isalnum() and len(commit) <= 64
+
+
 def parse(found: dict[str, Any], machine: str) -> AsvFile:
     """Read one result file. Raises Unreadable for a shape asv would not accept either."""
     if found.get("version") not in (1, 2):
         raise Unreadable(f"is of asv's version {str(found.get('version'))[:20]}, known are 1 and 2")
     found = as_version_2(found)
     commit, environment = found.get("commit_hash"), found.get("env_name")
-    if not isinstance(commit, str) or not commit.isalnum() or len(commit) > 64:
+    if not is_commit(commit):
         raise Unreadable("has no usable commit_hash")
     if not isinstance(environment, str):
         raise Unreadable("has no env_name")
@@ -102,41 +179,47 @@ def parse(found: dict[str, Any], machine: str) -> AsvFile:
     columns = found.get("result_columns")
     if not isinstance(columns, list) or not all(isinstance(c, str) for c in columns):
         raise Unreadable("has no result_columns")
-    points: list[Point] = []
+    benchmarks, combinations = [], []
+    numbers: list[tuple[float | None, float | None, float | None, float]] = []
+    codes: list[int] = []
+    reasons: dict[int, str] = {}
     for name, row in sorted(_mapping(found, "results").items()):
         if not isinstance(row, list):
             raise Unreadable(f"has no list for {name[:80]!r}")
-        points += _points(name, dict(zip(columns, row, strict=False)))
-    return AsvFile(commit, environment, finite(found.get("date")) or 0.0, params, points)
+        held = dict(zip(columns, row, strict=False))
+        benchmarks.append(name)
+        combinations.append(tuple(_combinations(name, held.get("params") or [])))
+        for i, value in enumerate(_values(name, held.get("result"), len(combinations[-1]))):
+            number = finite(value)
+            code, reason = _meaning(value, number)
+            if reason:
+                reasons[len(codes)] = reason
+            codes.append(code)
+            low, high = finite(_at(held, "stats_ci_99_a", i)), finite(_at(held, "stats_ci_99_b", i))
+            low, high = (low, high) if low is not None and high is not None else (None, None)
+            numbers.append((number, low, high, finite(_at(held, "stats_repeat", i)) or 0.0))
+    value, low, high, repeat = np.array(numbers, dtype=np.float64).reshape(-1, 4).T
+    layout = Layout(tuple(benchmarks), tuple(combinations))
+    date = finite(found.get("date")) or 0.0
+    code = np.array(codes, dtype=np.uint8)
+    return AsvFile(commit, environment, date, params, layout, value, low, high, count(repeat), code, reasons)
 
 
-def _points(name: str, row: dict[str, Any]) -> Iterator[Point]:
-    axes = row.get("params") or []
+def _combinations(name: str, axes: Any) -> Iterator[tuple[str, ...]]:
     if not isinstance(axes, list) or not all(isinstance(axis, list) for axis in axes):
         raise Unreadable(f"{name[:80]!r} has malformed params")
     size = math.prod(len(axis) for axis in axes)
     if size > MAX_POINTS:
         raise Unreadable(f"{name[:80]!r} has {size} parameter combinations")
-    values = row.get("result")
+    return itertools.product(*([str(p) for p in axis] for axis in axes))
+
+
+def _values(name: str, values: Any, size: int) -> list[Any]:
     if values is None:
-        values = [None] * size
+        return [None] * size
     if not isinstance(values, list) or len(values) != size:
         raise Unreadable(f"{name[:80]!r} has {len(values) if isinstance(values, list) else 'no'} values for {size}")
-    for i, parameters in enumerate(itertools.product(*axes)):
-        value = values[i]
-        number = finite(value)
-        low, high = finite(_at(row, "stats_ci_99_a", i)), finite(_at(row, "stats_ci_99_b", i))
-        repeat = finite(_at(row, "stats_repeat", i))
-        status, reason = _meaning(value, number)
-        yield Point(
-            benchmark=name,
-            parameters=tuple(str(p) for p in parameters),
-            value=number,
-            status=status,
-            reason=reason,
-            interval=(low, high) if low is not None and high is not None else None,
-            n=int(repeat) if repeat and repeat > 0 else 1,
-        )
+    return values
 
 
 def _at(row: dict[str, Any], column: str, i: int) -> Any:
@@ -144,11 +227,16 @@ def _at(row: dict[str, Any], column: str, i: int) -> Any:
     return values[i] if isinstance(values, list) and i < len(values) else None
 
 
-def _meaning(value: Any, number: float | None) -> tuple[Status, str]:
+def _meaning(value: Any, number: float | None) -> tuple[int, str]:
     if number is not None:
-        return "ok", ""
+        return OK, ""
     if value is None:
-        return "crashed", "the benchmark failed"
+        return FAILED, ""
     if isinstance(value, float) and math.isnan(value):
-        return "unsupported", "skipped by the suite"
-    return "crashed", f"the recorded value is {str(value)[:40]}, not a finite number"
+        return SKIPPED, ""
+    return ODD, f"the recorded value is {str(value)[:40]}, not a finite number"
+
+
+def count(repeat: Floats) -> NDArray[np.int64]:
+    """How many samples a value is of; 1 where asv does not say."""
+    return np.where(repeat > 0, np.minimum(np.nan_to_num(repeat), LARGEST_N), 1).astype(np.int64)

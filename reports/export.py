@@ -43,7 +43,7 @@ def as_dict(row: Row) -> dict[str, Any]:
 
 
 def as_json(results: Results) -> str:
-    rows = [as_dict(row) for row in results.rows]
+    rows = [as_dict(row) for row in results.all_rows()]
     return (
         json.dumps({"schema": SCHEMA, "generated_from": results.sources, "rows": rows}, indent=1, allow_nan=False)
         + "\n"
@@ -58,7 +58,7 @@ def _cell(value: object) -> str:
 
 def as_csv(results: Results) -> str:
     """One line a row; each metric has its value, interval and n."""
-    return csv_of(results.rows)
+    return csv_of(list(results.all_rows()))
 
 
 def csv_of(rows: Sequence[Row]) -> str:
@@ -100,7 +100,7 @@ def as_markdown(results: Results) -> str:
         "| machine | commit | track | case | rank | contender | time | slowdown | of limit | memory | status |",
         "|---|---|---|---|---|---|---:|---:|---:|---:|---|",
     ]
-    for row in results.rows:
+    for row in results.all_rows():
         time, slowdown, peak = (row.metrics.get(name) for name in ("latency_s", "slowdown", "peak_bytes"))
         cells = [
             row.machine,

@@ -146,11 +146,10 @@ def survey(folder: Path) -> Files:
             files.asv.append((place.name, path))
         elif path.suffix == ".jsonl":
             files.problems.append(Problem(relative(path, folder), "not a file of a results folder"))
-    known = set(files.machines)
-    for machine, path in list(files.asv):
-        if machine not in known:
-            files.asv.remove((machine, path))
+    for machine, path in files.asv:
+        if machine not in files.machines:
             files.problems.append(Problem(relative(path, folder), "its folder has no valid machine.json"))
+    files.asv = [(machine, path) for machine, path in files.asv if machine in files.machines]
     return files
 
 

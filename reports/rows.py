@@ -1,34 +1,34 @@
 """Rows: one per machine, commit, track, case and contender; everything the board and the export show.
 
-Rows come from our cells. asv's numbers of our own suites count where no cell is (an old tree, a lost run file); asv's
-numbers of other projects become rows with the benchmark as track and the environment as contender.
+Rows come from our cells. asv's numbers of our own suites count where no cell is (an old tree, a lost run file). asv's
+numbers of other projects stay columns (``archive.py``); ``all_rows`` shows them as rows, with the benchmark as track
+and the environment as contender.
 """
 
 from __future__ import annotations
 
+import gc
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from archbench.cells import Cell, ContenderNote, Metric, Run, Scalar, Status, TrackNote
-from archbench.reports.asv_tree import AsvFile, Point, parse
-from archbench.reports.load import Files, Problem, Unreadable, no_results, read_object, relative, survey
-from archbench.reports.meaning import check_asv
+from archbench.reports.archive import EMPTY, Archive, Source, build
+from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
+from archbench.reports.cache import Cache, CachedReader, place
+from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.rank import band, log_interval, ranks
 from archbench.reports.run_files import RunFile, drop_replays, read_run
 
 OUR_SUITE = re.compile(r"(?P<track>\w+)\.\w+\.track_(?P<metric>latency|slowdown|peak_bytes)")
 OUR_METRICS = {"latency": ("latency_s", "s"), "slowdown": ("slowdown", "ratio"), "peak_bytes": ("peak_bytes", "B")}
-ASV_METRICS = {
-    "time": ("latency_s", "s"),
-    "timeraw": ("latency_s", "s"),
-    "mem": ("peak_bytes", "B"),
-    "peakmem": ("peak_bytes", "B"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +72,22 @@ class Row:
 class Results:
     """A results folder, read."""
 
-    rows: list[Row]
+    rows: list[Row]  # of our own tracks
     runs: list[Run]
     tracks: dict[str, TrackNote]
     machines: dict[str, dict[str, Any]]
     sources: list[str]
     problems: list[Problem]
+    archive: Archive = EMPTY  # other projects' benchmarks
 
     @property
     def count(self) -> int:
-        return len(self.rows)
+        return len(self.rows) + len(self.archive)
+
+    def all_rows(self) -> Iterator[Row]:
+        """Our own tracks' rows, then a row for each point of the archive, made when it is asked for."""
+        yield from self.rows
+        yield from _archive_rows(self.archive)
 
 
 def load(folder: Path) -> Results:
@@ -103,19 +109,22 @@ def load(folder: Path) -> Results:
     runs.sort(key=lambda r: (r.run.started, r.run.run))
     problems += drop_replays(runs)
     asv_files: list[tuple[str, AsvFile]] = []
-    for machine, path in files.asv:
-        name = relative(path, folder)
-        try:
-            asv_files.append((machine, parse(read_object(path, check_asv), machine)))
-        except Unreadable as error:
-            problems.append(Problem(name, str(error)))
-            continue
-        sources.append(name)
+    with _uncollected(), Cache(place(folder)) as cache:
+        reader = CachedReader(cache)
+        for machine, path in files.asv:
+            name = relative(path, folder)
+            try:
+                asv_files.append((machine, reader.read(read_bytes(path), machine)))
+            except Unreadable as error:
+                problems.append(Problem(name, str(error)))
+                continue
+            sources.append(name)
     tracks = {name: note for run in runs for name, note in run.tracks.items()}  # the newest run's word counts
     found = {row.key: row for run in runs for row in _run_rows(run)}  # the newest run's cell counts
     for row in _asv_rows(asv_files, files, tracks):
         found.setdefault(row.key, row)
-    if not found and not problems:
+    archive = build(asv_files, files.benchmarks, lambda layout: _own_points(layout, files))
+    if not found and not len(archive) and not problems:
         raise no_results(folder)
     return Results(
         rows=sorted(_ranked(found.values()), key=_order),
@@ -124,7 +133,20 @@ def load(folder: Path) -> Results:
         machines=files.machines,
         sources=sorted(sources),
         problems=sorted(set(problems)),
+        archive=archive,
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: decoding makes many lists and no cycles, and looking for cycles doubles its cost."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def reproduce(track: str, contender: str, case: str) -> str:
@@ -176,51 +198,59 @@ def _measured_at(cell: Cell) -> dict[str, Scalar]:
     return {"measured": cell.started} if cell.started else {}
 
 
+def _own_points(layout: Layout, files: Files) -> NDArray[np.bool_]:
+    """Which points of a file are of our own suites."""
+    own = [
+        OUR_SUITE.fullmatch(name) is not None
+        and files.benchmarks.get(name, {}).get("param_names") == ["case", "contender"]
+        and all(len(parameters) == 2 for parameters in combinations)
+        for name, combinations in zip(layout.benchmarks, layout.combinations, strict=True)
+    ]
+    return np.repeat(np.array(own, dtype=np.bool_), layout.sizes)
+
+
 def _asv_rows(asv_files: Iterable[tuple[str, AsvFile]], files: Files, tracks: Mapping[str, TrackNote]) -> Iterable[Row]:
-    ours: dict[tuple[str, str, str, str, str], Row] = {}
+    """Rows of our own suites, where asv's files hold them."""
+    found: dict[tuple[str, str, str, str, str], Row] = {}
+    own: dict[Layout, list[int]] = {}
     for machine, file in asv_files:
-        host: dict[str, Scalar] = {"environment": file.environment}
-        host |= {k: v for k, v in file.params.items() if k != "machine" and isinstance(v, str) and v}
-        date = _date(file.date_ms)
-        for point in file.points:
-            match = OUR_SUITE.fullmatch(point.benchmark)
-            described = files.benchmarks.get(point.benchmark, {})
-            if match and described.get("param_names") == ["case", "contender"] and len(point.parameters) == 2:
-                if point.status == "unsupported":
-                    continue  # NaN in our suites: not selected in a partial run, or for other machines
-                row = _our_row(machine, file, point, match, host, date, tracks)
-                ours[row.key] = _joined(ours.get(row.key), row)
-            else:
-                yield _foreign_row(machine, file, point, described, host, date)
-    yield from ours.values()
+        if file.layout not in own:
+            own[file.layout] = np.flatnonzero(_own_points(file.layout, files)).tolist()
+        source = Source(machine, file.commit, file.environment, file.date_ms, file.params)
+        for i in own[file.layout]:
+            point = file.point(i)
+            if point.status == "unsupported":
+                continue  # NaN in our suites: not selected in a partial run, or for other machines
+            row = _our_row(source, point, tracks)
+            found[row.key] = _joined(found.get(row.key), row)
+    return found.values()
 
 
-def _our_row(
-    machine: str,
-    file: AsvFile,
-    point: Point,
-    match: re.Match[str],
-    host: Mapping[str, Scalar],
-    date: str,
-    tracks: Mapping[str, TrackNote],
-) -> Row:
+def _host(source: Source) -> dict[str, Scalar]:
+    facts = {k: v for k, v in source.params.items() if k != "machine" and isinstance(v, str) and v}
+    return {"environment": source.environment, **facts}
+
+
+def _our_row(source: Source, point: Point, tracks: Mapping[str, TrackNote]) -> Row:
+    match = OUR_SUITE.fullmatch(point.benchmark)
+    assert match is not None
     case, contender = (text.strip("'\"") for text in point.parameters)
     track = match["track"]
     note = tracks.get(track)
     name, unit = OUR_METRICS[match["metric"]]
     return Row(
-        machine=machine,
-        commit=file.commit,
+        machine=source.machine,
+        commit=source.commit,
         track=track,
         case=case,
         contender=contender,
         status=point.status,
         reason=point.reason,
         baseline=note.baseline if note else "",
-        metrics=_metric(point, name, unit),
-        host=host,
+        metrics={} if point.value is None else {name: Metric(point.value, unit, point.interval, point.n)},
+        host=_host(source),
         reproduce=reproduce(track, contender, case),
-        date=date,
+        date=source.date,
         note=note.contenders.get(contender, ContenderNote()) if note else ContenderNote(),
     )
 
@@ -236,38 +266,31 @@ def _joined(known: Row | None, row: Row) -> Row:
     return replace(known, metrics={**known.metrics, **row.metrics})
 
 
-def _foreign_row(
-    machine: str, file: AsvFile, point: Point, described: Mapping[str, Any], host: Mapping[str, Scalar], date: str
-) -> Row:
-    kind = described.get("type")
-    if not isinstance(kind, str):
-        kind = re.match(r"(timeraw|time|peakmem|mem)_", point.benchmark.rsplit(".", 1)[-1])
-        kind = kind[1] if kind else "track"
-    unit = described.get("unit") if isinstance(described.get("unit"), str) else ""
-    name, unit = ASV_METRICS.get(kind, ("value", unit or ""))
-    return Row(
-        machine=machine,
-        commit=file.commit,
-        track=point.benchmark,
-        case=", ".join(point.parameters) or "-",
-        contender=file.environment,
-        status=point.status,
-        reason=point.reason,
-        metrics=_metric(point, name, unit),
-        host=host,
-        date=date,
-    )
-
-
-def _metric(point: Point, name: str, unit: str) -> dict[str, Metric]:
-    return {} if point.value is None else {name: Metric(point.value, unit, point.interval, point.n)}
-
-
-def _date(milliseconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else ""
-    except (OverflowError, ValueError, OSError):
-        return ""
+def _archive_rows(archive: Archive) -> Iterator[Row]:
+    hosts = [_host(source) for source in archive.sources]
+    dates = [source.date for source in archive.sources]
+    for i, series in enumerate(archive.series):
+        name, unit = archive.units[series.benchmark]
+        for point in range(archive.bounds[i], archive.bounds[i + 1]):
+            source = archive.sources[archive.source[point]]
+            status, reason = archive.status(point)
+            metrics = {}
+            if archive.code[point] == OK:
+                low, high = float(archive.low[point]), float(archive.high[point])
+                ends = (low, high) if low == low else None
+                metrics[name] = Metric(float(archive.value[point]), unit, ends, int(archive.n[point]))
+            yield Row(
+                machine=series.machine,
+                commit=source.commit,
+                track=series.benchmark,
+                case=series.case,
+                contender=series.environment,
+                status=status,
+                reason=reason,
+                metrics=metrics,
+                host=hosts[archive.source[point]],
+                date=dates[archive.source[point]],
+            )
 
 
 def _ranked(rows: Iterable[Row]) -> Iterable[Row]:

@@ -26,7 +26,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 
 def every_row(folder: Path) -> Iterable[Row]:
-    return load(folder).rows
+    return load(folder).all_rows()
 
 
 def values(**results: list[Any]) -> str:
