@@ -7,6 +7,7 @@ the old board, after its content was compared with what that render remembered o
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from archbench.reports.atomic import swap_folder
 from archbench.reports.load import Problem
 from archbench.reports.pages import Board, everything
 from archbench.reports.pages.changes import state
@@ -50,18 +52,16 @@ def render(folder: Path, out: Path, *, here: str | None = None, address: str = "
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).exists():
         raise RenderRefused(f"{out} holds files that are not a rendered board: name another folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    staged, old = (out.with_name(f".{out.name}.{kind}-{mark}") for kind in ("new", "old"))
+    for left in out.parent.glob(f".{glob.escape(out.name)}.new-*"):  # by a render that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    staged = out.with_name(f".{out.name}.new-{secrets.token_hex(4)}")
     memory = _remembered(out)
     board = Board(results, here if here in results.machines else None, memory.get("state", {}), address)
     try:
         pages, made = _write(board, staged, out, memory)
-        if out.exists():
-            os.replace(out, old)
-        os.replace(staged, out)
+        swap_folder(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return Rendered(out / "index.html", pages, made, results.count, results.problems)
 
 

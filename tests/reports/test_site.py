@@ -1,0 +1,124 @@
+"""Rendering: one folder swapped in whole, unchanged files linked, changes remembered, the same input the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from archbench.reports import atomic
+from archbench.reports.site import MARKER, render
+from results_builder import MACHINE, cell, note, rich, run, write
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_rendering_again_makes_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    results, site = rich(tmp_path / "results"), tmp_path / "site"
+    first = render(results, site)
+    before = files(site)
+    again = render(results, site)
+    assert first.made > 15
+    assert again.made == 0
+    assert files(site) == before
+    render(results, tmp_path / "elsewhere")
+    assert files(tmp_path / "elsewhere") == before
+
+
+def test_one_new_file_renders_only_what_it_touches(tmp_path: Path) -> None:
+    results, site = rich(tmp_path / "results"), tmp_path / "site"
+    full = render(results, site)
+    inode = (site / "machine" / "nvidia-h100-sxm.html").stat().st_ino
+    later = run(identity="20260109T030405Z-dddddd", started="2026-01-09T03:04:05+00:00")
+    write(results, [later, note(), cell("slow", 5.0)])
+    update = render(results, site)
+    assert 0 < update.made <= full.made - 10
+    assert (site / "machine" / "nvidia-h100-sxm.html").stat().st_ino == inode
+    assert "5.00×" in (site / "contender" / "attention" / "slow.html").read_text()
+    render(results, tmp_path / "whole")
+    whole = files(tmp_path / "whole")
+    told = {"changes.html", MARKER}  # they tell what this folder has seen
+    assert {name: content for name, content in files(site).items() if name not in told} == {
+        name: content for name, content in whole.items() if name not in told
+    }
+
+
+def test_a_file_of_the_old_board_that_was_edited_is_not_kept(tmp_path: Path) -> None:
+    results, site = rich(tmp_path / "results"), tmp_path / "site"
+    render(results, site)
+    good = (site / "index.html").read_bytes()
+    (site / "index.html").write_text("defaced")
+    (site / "method.html").unlink()
+    assert render(results, site).made == 2
+    assert (site / "index.html").read_bytes() == good
+
+
+def test_the_board_says_what_changed_since_it_was_rendered(tmp_path: Path) -> None:
+    results, site = tmp_path / "results", tmp_path / "site"
+    write(results, [run(), note(), cell("base"), cell("fast", 0.5)])
+    render(results, site)
+    assert "this is the first render" in (site / "changes.html").read_text()
+    later = run(identity="20260202T030405Z-bbbbbb", commit="b" * 40, started="2026-02-02T03:04:05+00:00",
+                commit_date="2026-02-01T00:00:00+00:00")  # fmt: skip
+    write(results, [later, note(), cell("base"), cell("fast", 1.5)])
+    render(results, site)
+    text = (site / "changes.html").read_text()
+    assert f"attention on {MACHINE}: first is base; it was fast" in text
+    assert "base is now first, fast no longer; first: base" in text
+    assert render(results, site).made == 0
+    feed = ElementTree.fromstring((site / "feed.xml").read_bytes())
+    atom = "{http://www.w3.org/2005/Atom}"
+    (entry,) = feed.findall(f"{atom}entry")
+    assert entry.findtext(f"{atom}title") == f"attention on {MACHINE}: base is now first, fast no longer; first: base"
+    assert feed.findtext(f"{atom}updated") == "2026-02-02T03:04:05+00:00"
+
+
+def test_the_address_of_a_published_board_is_in_its_feed_and_card(tmp_path: Path) -> None:
+    results = rich(tmp_path / "results")
+    render(results, tmp_path / "site", address="https://example.org/board/")
+    assert 'href="https://example.org/board/feed.xml"' in (tmp_path / "site" / "feed.xml").read_text()
+    picture = (tmp_path / "site" / "card.png").exists()
+    assert ("https://example.org/board/card.png" in (tmp_path / "site" / "index.html").read_text()) == picture
+
+
+def test_a_killed_render_leaves_the_old_board_and_no_litter_for_long(tmp_path: Path) -> None:
+    results, site = rich(tmp_path / "results"), tmp_path / "site"
+    render(results, site)
+    before = files(site)
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from archbench.reports import site\n"
+        "site.swap_folder = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "site.render(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(results), str(site)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert files(site) == before
+    assert len(list(tmp_path.iterdir())) == 3
+    render(results, site)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "site"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_folders_swap(exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchanges:
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "what").write_text(name)
+    atomic.swap_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old" / "what").read_text() == "new"
+    os.makedirs(tmp_path / "fresh")
+    atomic.swap_folder(tmp_path / "fresh", tmp_path / "target")
+    assert (tmp_path / "target").is_dir()
+    shutil.rmtree(tmp_path / "target")
