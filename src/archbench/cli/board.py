@@ -41,6 +41,7 @@ def board(
     results: Results = RESULTS,
     folder: Annotated[Path, typer.Option("--out", help="Folder to render into.")] = SITE,
     watch: Annotated[bool, typer.Option("--watch", help="Render again whenever the results change.")] = False,
+    address: Annotated[str, typer.Option("--address", help="Where it will be published: for feed and card.")] = "",
 ) -> None:
     """Render the leaderboard from result files alone."""
     from archbench.reports.load import NoResults
@@ -49,14 +50,14 @@ def board(
 
     if not watch:
         try:
-            _render(results, folder)
+            _render(results, folder, address)
         except (NoResults, RenderRefused) as error:
             fail(str(error))
         return
     try:
         for _ in changes(results, threading.Event()):
             try:
-                _render(results, folder)
+                _render(results, folder, address)
             except NoResults as error:  # they may come
                 err.print(f"waiting: {error}", markup=False, highlight=False, soft_wrap=True)
     except RenderRefused as error:
@@ -65,13 +66,27 @@ def board(
         return
 
 
-def _render(results: Path, folder: Path) -> None:
+def _render(results: Path, folder: Path, address: str) -> None:
     from archbench.reports.site import render
 
-    rendered = render(results, folder)
+    address = address and address.rstrip("/") + "/"
+    rendered = render(results, folder, here=_this_machine(results), address=address)
     report(rendered.problems)
     out.print(f"{rendered.pages} pages, {rendered.rows} rows", highlight=False)
     out.print(str(rendered.index.resolve()), highlight=False, soft_wrap=True, markup=False)
+
+
+def _this_machine(results: Path) -> str | None:
+    """This machine's name where it has results: its rows come first."""
+    from archbench.hardware.detect import default_device, detect, machine_name
+
+    if not any(results.glob("*/cells")):
+        return None
+    try:
+        host = detect()
+        return machine_name(host, default_device(host))
+    except ValueError:  # a device that is asked for and not there: it has no results either
+        return None
 
 
 @app.command()
