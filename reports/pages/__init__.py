@@ -82,6 +82,7 @@ def everything(board: Board) -> Iterator[Output]:
         compare,
         contender,
         explore,
+        history,
         index,
         machine,
         method,
@@ -89,6 +90,6 @@ def everything(board: Board) -> Iterator[Output]:
         track,
     )
 
-    kinds = (index, track, contender, compare, machine, changes, explore, card, method, status)
+    kinds = (index, track, contender, compare, history, machine, changes, explore, card, method, status)
     for kind in kinds:
         yield from kind.outputs(board)
