@@ -6,7 +6,6 @@ ordered by the date of their commits, so everything a page says of a series is a
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archbench.cells import Status
-from archbench.reports.asv_tree import MEANING, ODD, OK, AsvFile, Floats, Layout
+from archbench.reports.asv_tree import MEANING, ODD, AsvFile, Floats, Layout
 
 METRICS = {
     "time": ("latency_s", "s"),
@@ -193,10 +192,3 @@ def _reasons(parts: list[Part], lengths: list[int], odd: NDArray[np.int64], kept
         place = int(np.arange(len(part.ids))[part.kept][before - starts[index]])
         found[point] = part.file.reasons[place]
     return found
-
-
-def latest(values: Floats, code: NDArray[np.uint8]) -> tuple[float, float]:
-    """The newest number of a series and the number before it; NaN where there is none."""
-    known = np.flatnonzero(code == OK)[-2:]
-    newest = float(values[known[-1]]) if len(known) else math.nan
-    return newest, float(values[known[-2]]) if len(known) > 1 else math.nan
