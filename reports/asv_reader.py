@@ -17,9 +17,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from archbench.reports.asv_tree import FAILED, MAX_POINTS, OK, SKIPPED, AsvFile, Floats, Layout, count, is_commit, parse
+from archbench.reports.asv_tree import FAILED, MAX_POINTS, OK, SKIPPED, AsvFile, Floats, Layout, count, parse
 from archbench.reports.load import Unreadable, read_json
-from archbench.reports.meaning import MAX_NAME, MAX_PARAMETER, check_asv
+from archbench.reports.meaning import MAX_NAME, MAX_PARAMETER, check_asv, is_commit
 
 _ESCAPE = re.compile(rb'\\[^"\\/]')
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from archbench.cells import Status
 from archbench.reports.load import Unreadable, finite
+from archbench.reports.meaning import is_commit
 
 MAX_POINTS = 100_000  # parameter combinations of one benchmark
 LARGEST_N = 2.0**53
@@ -157,10 +158,6 @@ def _mapping(found: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Unreadable(f"has no object {key!r}")
     return value
-
-
-def is_commit(commit: object) -> bool:
-    return isinstance(commit, str) and commit.isalnum() and len(commit) <= 64
 
 
 def parse(found: dict[str, Any], machine: str) -> AsvFile:

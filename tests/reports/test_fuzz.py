@@ -156,7 +156,6 @@ def plant(folder: Path, rng: random.Random) -> None:
         (folder / MACHINE / name).write_bytes(mutant(rng, kind, i))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ten_thousand_mutated_files_are_read_without_harm(tmp_path: Path) -> None:
     rng = random.Random(SEED)

@@ -69,6 +69,7 @@ BAD_FILES: dict[str, str | bytes] = {
     "commit an option": asv_file(commit_hash="--output=x"),
     "commit a path": asv_file(commit_hash="../../etc/passwd"),
     "commit a number": asv_file(commit_hash=3),
+    "commit a branch": asv_file(commit_hash="main"),
     "columns no strings": asv_file(result_columns=[1, 2]),
     "negative time": values(time_x=[[-0.5], []]),
     "negative memory": values(peakmem_x=[[1, -1], [["a", "b"]]]),
@@ -300,6 +301,37 @@ def test_text_of_a_result_file_is_never_markup(tmp_path: Path) -> None:
         assert "'>&<" not in text, page
         assert text.count("<script") == text.count("</script>")
     assert all(path.name.isascii() for path in (tmp_path / "site").rglob("*"))
+
+
+def test_no_script_of_a_result_file_runs_in_a_browser(tmp_path: Path, browser: Any) -> None:
+    evil = "<img src=x onerror=alert(1)><script>alert(1)</script>\"'><svg onload=alert(1)>{{7*7}}</script><!--"
+    records = [
+        run(host={evil: evil, "cpu.model": evil}, versions={evil: evil}, environment=evil, profile=evil, dirty=True),
+        note(**{"base": ContenderNote(evil, "javascript:alert(1)", evil), evil: ContenderNote(evil, evil, evil)}),
+        note(track="second", **{evil: ContenderNote(evil, "javascript:alert(1)", evil, differs=evil)}),
+        cell("base"),
+        *(cell(f"{i}{evil}", 1.0 + i / 10, case) for case in ("len128", "len512", evil) for i in range(40)),
+        cell("dead", status="crashed", reason=evil),
+    ]
+    path = write(tmp_path / "results", records)
+    header, *lines = path.read_bytes().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"question": evil, "notes": evil, "derivation": evil}).encode()
+    path.write_bytes(b"\n".join([header, *lines, evil.encode()]) + b"\n")
+    (tmp_path / "results" / MACHINE / "x.json").write_text(asv_file(env_name=evil, results={evil: [[1.0], [[evil]]]}))
+    (tmp_path / "results" / MACHINE / "bad.json").write_text(asv_file(params={"machine": evil}))
+    render(tmp_path / "results", tmp_path / "site")
+    said: list[str] = []
+    page = browser.new_page()
+    page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: request.url.startswith("file:") or said.append(request.url))
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    for path in pages:
+        page.goto(path.as_uri())
+        assert page.evaluate("document.querySelectorAll('img[onerror], svg[onload], a[href^=javascript]').length") == 0
+    page.close()
+    assert said == []
+    assert len(pages) >= 8
 
 
 def test_large_tables_come_as_data_that_cannot_end_its_element(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_free_text_shows_what_would_hide_in_it(tmp_path: Path) -> None:
         cell("dead", status="crashed", reason=hidden),
     ]
     write(tmp_path / "results", records)
+    (tmp_path / "results" / MACHINE / "machine.json").write_text(json.dumps({"machine": MACHINE, "ram": hidden}))
     rendered = render(tmp_path / "results", tmp_path / "site")
     assert rendered.problems == []
     (dead,) = (row for row in load(tmp_path / "results").rows if row.contender == "dead")
