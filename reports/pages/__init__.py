@@ -77,6 +77,7 @@ def digest(*parts: object) -> str:
 def everything(board: Board) -> Iterator[Output]:
     """Every file of the board, in a fixed order."""
     from archbench.reports.pages import (
+        benchmark,
         card,
         changes,
         compare,
@@ -90,6 +91,6 @@ def everything(board: Board) -> Iterator[Output]:
         track,
     )
 
-    kinds = (index, track, contender, compare, history, machine, changes, explore, card, method, status)
+    kinds = (index, track, contender, compare, history, machine, benchmark, changes, explore, card, method, status)
     for kind in kinds:
         yield from kind.outputs(board)
