@@ -51,7 +51,7 @@ def board(
     if not watch:
         try:
             _render(results, folder, address)
-        except (NoResults, RenderRefused) as error:
+        except (NoResults, RenderRefused, OSError) as error:  # a full disk leaves the old board
             fail(str(error))
         return
     try:
@@ -60,7 +60,7 @@ def board(
                 _render(results, folder, address)
             except NoResults as error:  # they may come
                 err.print(f"waiting: {error}", markup=False, highlight=False, soft_wrap=True)
-    except RenderRefused as error:
+    except (RenderRefused, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         return
