@@ -17,10 +17,12 @@ from archbench.names import is_safe_name
 
 
 def page_name(name: str) -> str:
-    """A file name for a track or machine: its own name where that is safe, a hash of it elsewhere."""
-    if is_safe_name(name) and len(name) <= 80:
-        return name
-    return "x" + hashlib.sha256(name.encode()).hexdigest()[:16]
+    """A file name for a track or machine: its own where that is safe, with a hash where only its case may tell it from
+    another (some file systems cannot), a hash alone elsewhere."""
+    mark = hashlib.sha256(name.encode()).hexdigest()[:16]
+    if not is_safe_name(name) or len(name) > 80:
+        return f"x{mark}"
+    return name if name == name.lower() else f"{name}-{mark[:8]}"
 
 
 def track_path(track: str) -> str:
