@@ -19,7 +19,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from archbench.cells import ContenderNote, Status
-from archbench.names import unknown
+from archbench.names import is_module_name, unknown
 from archbench.track import Contender, Track
 
 ROOMS = ("archbench.kernels", "archbench.models")
@@ -102,6 +102,8 @@ def load_contender(track: str, contender: str) -> Loaded:
     def failed(status: Status, reason: str) -> Loaded:
         return Loaded(track, contender, module_name, None, status, reason, ContenderNote())
 
+    if not is_module_name(contender):
+        return failed("crashed", "the file's name is not a Python module name: letters, digits and _ only")
     try:
         module = importlib.import_module(module_name)
         entry = module.CONTENDER

@@ -7,12 +7,24 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SLUG = re.compile(r"[a-z0-9._+-]{1,200}")
 _SAFE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._+-]{0,98}[A-Za-z0-9_+-])?")
 
 
 def is_safe_name(name: object) -> bool:
     """True for a name that may become a folder: no separators, no leading or trailing dot, at most 100 characters."""
     return isinstance(name, str) and _SAFE.fullmatch(name) is not None and ".." not in name
+
+
+def is_module_name(name: str) -> bool:
+    """True for what a contender may be called: it goes into commands, so nothing in it needs quoting."""
+    return _MODULE.fullmatch(name) is not None
+
+
+def is_slug(name: str) -> bool:
+    """True for what a case may be called, for the same reason."""
+    return _SLUG.fullmatch(name) is not None
 
 
 def legible(text: str) -> str:
