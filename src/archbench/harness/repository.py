@@ -6,6 +6,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+CODE_FOLDERS = ("benchmarks", "hardware", "kernels", "models", "reports", "src")
+CODE_SUFFIXES = (".cpp", ".cu", ".py", ".toml")
+WRITTEN = ("reports/results", "reports/site")
+
 
 class NoRepository(ValueError):
     """The folder is not in a git repository with at least one commit."""
@@ -34,8 +38,24 @@ class Repository:
             return ""
 
     def is_dirty(self) -> bool:
-        """Whether tracked files differ from HEAD, results aside: they are what a run writes."""
-        return bool(_git(self.top, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports/results"))
+        """Whether the code differs from HEAD: a tracked file changed, or a source file git does not know yet.
+
+        Results and the rendered board are left out: they are what a run writes.
+        """
+        asked = [".", *(f":!{folder}" for folder in WRITTEN)]
+        status = _git(self.top, "status", "--porcelain", "-z", "--untracked-files=all", "--", *asked)
+        return any(not entry.startswith("?? ") or _is_code(entry[3:]) for entry in status.split("\0") if entry)
+
+    def tracks(self, file: Path) -> bool:
+        """Whether git knows this file as one of the work tree."""
+        try:
+            return bool(_git(self.top, "ls-files", "--", str(file)))
+        except NoRepository:  # it lies outside
+            return False
+
+
+def _is_code(path: str) -> bool:
+    return path.startswith(tuple(f"{folder}/" for folder in CODE_FOLDERS)) and path.endswith(CODE_SUFFIXES)
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -47,4 +67,4 @@ def _git(folder: Path, *arguments: str) -> str:
         raise NoRepository("git is not installed") from error
     except subprocess.CalledProcessError as error:
         raise NoRepository(f"git {arguments[0]} in {folder} failed: {error.stderr.strip()}") from error
-    return done.stdout.strip()
+    return done.stdout.rstrip("\n")

@@ -7,7 +7,6 @@ have in common.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import secrets
@@ -24,6 +23,7 @@ from archbench.discovery import contender_modules, load_contender, load_track
 from archbench.hardware.ceilings import ceilings
 from archbench.hardware.detect import Host, default_device, detect, machine_name, place
 from archbench.hardware.profiles import match
+from archbench.harness.configuration import own_repository, results_dir
 from archbench.harness.measure import Bench
 from archbench.harness.repository import Repository
 from archbench.names import is_safe_name
@@ -90,12 +90,6 @@ def find_configuration(start: Path) -> Path:
     )
 
 
-def results_dir(configuration: Path) -> Path:
-    """Where asv's configuration file says results go."""
-    text = configuration.read_text(encoding="utf-8")
-    return configuration.parent / str(json.loads(text)["results_dir"])
-
-
 def track_note(name: str, derivations: Path) -> TrackNote:
     """The track as a reader of old results needs it: question, cases, contenders with their one-line summaries."""
     track = load_track(name)
@@ -123,14 +117,16 @@ def measured_ceilings(host: Host, device: Device, *, refresh: bool = False) -> l
 def open_run(configuration: Path) -> Session:
     """Write a run's header; results go where ``configuration``, an ``asv.conf.json``, says.
 
-    Raises ValueError for an unusable machine name, NoRepository, OSError for the file.
+    Raises ValueError for an unusable machine name or code from elsewhere, NoRepository, OSError for the file.
     """
     host = detect()
     device = default_device(host)
     machine = machine_name(host, device)
     if not is_safe_name(machine):
         raise ValueError(f"{machine!r} cannot be a machine name: letters, digits and . _ + - only")
-    repository = Repository.containing(configuration.parent)
+    # asv's own environments install the commit they name; the current environment has to be looked at.
+    installed = "ASV_COMMIT" in os.environ
+    repository = Repository.containing(configuration.parent) if installed else own_repository(configuration)
     now = datetime.now(UTC)
     identity = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     commit = os.environ.get("ASV_COMMIT") or repository.head()
@@ -141,7 +137,7 @@ def open_run(configuration: Path) -> Session:
         machine=machine,
         commit=commit,
         commit_date=repository.date(commit),
-        dirty="ASV_COMMIT" not in os.environ and repository.is_dirty(),
+        dirty=not installed and repository.is_dirty(),
         started=now.isoformat(timespec="seconds"),
         device=device,
         host=host.facts(),

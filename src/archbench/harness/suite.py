@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from archbench.cells import Cell, Started, decode, encode
-from archbench.discovery import contender_modules, load_track
+from archbench.discovery import load_track
+from archbench.harness.configuration import parameters
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import measure_cell, utc_now
 from archbench.harness.session import Session, append, described, find_configuration, finished, open_run, track_note
@@ -52,7 +53,7 @@ class Suite(ABC):
         if not isinstance(name, str):
             raise TypeError(f"{cls.__name__}.track must be the name of a track, got {name!r}")
         track = load_track(name)
-        cls.params = [[case.slug for case in track.bench_cases], list(contender_modules(name))]
+        cls.params = [list(names) for names in parameters(track)]
         cls.version = track.version
         cls.timeout = track.timing.deadline_s + GRACE_S
         if "run_server" in sys.argv:  # asv's fork server: what it imports, no cell has to import again
