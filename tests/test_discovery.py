@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +79,33 @@ def test_selection_merges_targets_and_keeps_whole_tracks() -> None:
 def test_unknown_cases_of_a_track_are_a_key_error() -> None:
     with pytest.raises(KeyError):
         load_track("attention").case("b0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "sentence"),
+    [
+        ({"device": "gpu"}, ValueError, "device 'gpu': allowed are cpu, cuda"),
+        ({"family": 5}, TypeError, "family is a int"),
+        ({"build": 5}, TypeError, "build is a int"),
+        ({"differs": ""}, TypeError, "say in words"),
+        ({"gate": print}, ValueError, "needs differs="),
+        ({"gate": 5, "differs": "much"}, TypeError, "gate is a int"),
+    ],
+)
+def test_a_contender_that_cannot_be_meant_is_refused(
+    fields: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        Contender(**({"build": print} | fields))
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(0)", "raise BaseException", "raise ValueError('\\ud800' * 10**6)"])
+def test_whatever_an_import_raises_is_a_short_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "hostile_import.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    register(monkeypatch, "attention/mine", "hostile_import", None)
+    loaded = load_contender("attention", "mine")
+    assert (loaded.status, loaded.entry) == ("crashed", None)
+    assert len(loaded.reason.encode()) <= 500

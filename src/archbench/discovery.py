@@ -4,6 +4,7 @@ Tracks are the packages directly inside the rooms. Contenders are the modules of
 names do not start with an underscore, and those that installed distributions register under the entry-point
 group ``archbench.contenders`` as ``"attention/my_kernel" = "my_package.my_kernel"``.
 Finding a contender does not import it; loading one that cannot be imported gives a status, not an error.
+Loading runs its file in this process: ``archbench.harness.survey`` does it where nothing can be harmed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 
 from archbench.cells import ContenderNote, Status
 from archbench.names import is_module_name, unknown
-from archbench.track import Contender, Track
+from archbench.reasons import short, told
+from archbench.track import Contender, Device, Track
 
 ROOMS = ("archbench.kernels", "archbench.models")
 ENTRY_POINTS = "archbench.contenders"
@@ -41,6 +43,11 @@ class Loaded:
     status: Status
     reason: str
     note: ContenderNote
+
+    @property
+    def device(self) -> Device | None:
+        """The only device it runs on; None: any."""
+        return self.entry.device if self.entry else None
 
 
 @cache
@@ -100,7 +107,7 @@ def load_contender(track: str, contender: str) -> Loaded:
     module_name = modules[contender]
 
     def failed(status: Status, reason: str) -> Loaded:
-        return Loaded(track, contender, module_name, None, status, reason, ContenderNote())
+        return Loaded(track, contender, module_name, None, status, short(reason), ContenderNote())
 
     if not is_module_name(contender):
         return failed("crashed", "the file's name is not a Python module name: letters, digits and _ only")
@@ -111,17 +118,17 @@ def load_contender(track: str, contender: str) -> Loaded:
         if error.name is not None and not error.name.startswith("archbench"):
             return failed("unsupported", f"needs the package {error.name.partition('.')[0]}")
         return failed("crashed", f"import failed: {error}")
-    except Exception as error:  # noqa: BLE001 - a contender is foreign code: whatever it raises, the others go on
-        return failed("crashed", f"import failed: {type(error).__name__}: {error}")
-    if not isinstance(entry, Contender):
+    except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises, SystemExit too, the others go on
+        return failed("crashed", f"import failed: {told(error)}")
+    if type(entry) is not Contender:
         return failed("crashed", f"CONTENDER is a {type(entry).__name__}, not a Contender")
     doc = inspect.getdoc(module) or ""
     source = re.search(r"^Source:\s*(.+)$", doc, re.MULTILINE)
     note = ContenderNote(
-        summary=doc.partition("\n")[0],
-        source=source[1] if source else "",
-        family=entry.family,
-        differs=entry.differs,
+        summary=short(doc.partition("\n")[0]),
+        source=short(source[1]) if source else "",
+        family=short(entry.family),
+        differs=entry.differs and short(entry.differs),
     )
     return Loaded(track, contender, module_name, entry, "ok", "", note)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 Device = Literal["cpu", "cuda"]
 Call = Callable[..., Any]
@@ -95,6 +95,23 @@ class Contender(Generic[CaseT]):
     family: str = "own"  # "own", "torch", "compiler", "peer": facet on the board
     differs: str | None = None  # set where it computes another function: timed in its own column, never ranked
     gate: Gate[CaseT] | None = None  # its own gate, where it computes another function
+
+    def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise TypeError(f"build is a {type(self.build).__name__}: it must be a function of the case")
+        if type(self.family) is not str:
+            raise TypeError(f"family is a {type(self.family).__name__}: it must be a word for the board's facet")
+        if self.device is not None and self.device not in get_args(Device):
+            raise ValueError(f"device {self.device!r}: allowed are {', '.join(get_args(Device))}, or None for any")
+        if self.differs is not None and (type(self.differs) is not str or not self.differs):
+            raise TypeError(f"differs is {self.differs!r}: say in words what it computes instead, or leave it out")
+        if self.gate is not None and not callable(self.gate):
+            raise TypeError(f"gate is a {type(self.gate).__name__}: it must be a function, see archbench.checks")
+        if self.gate is not None and self.differs is None:
+            raise ValueError(
+                "a gate of its own needs differs='what it computes instead': "
+                "who answers the track's question passes the track's gate, so leave gate out"
+            )
 
 
 def _call_itself(case: Any, call: Call) -> Call:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from archbench.cli.console import app, err, fail, out
-from archbench.discovery import UnknownName, contender_modules, load_contender, load_track, select, track_modules
+from archbench.discovery import UnknownName, load_track, select, track_modules
 
 if TYPE_CHECKING:
     from archbench.cells import Cell
@@ -31,6 +31,7 @@ def _inventory() -> list[dict[str, Any]]:
     """What ``archbench list`` shows: tracks with their cases and each contender's status on this machine."""
     from archbench.hardware.detect import default_device, detect, place
     from archbench.harness.measure import availability
+    from archbench.harness.survey import describe
 
     host = detect()
     where = place(host, default_device(host))
@@ -38,11 +39,10 @@ def _inventory() -> list[dict[str, Any]]:
     for name in track_modules():
         track = load_track(name)
         contenders = []
-        for contender in contender_modules(name):
-            loaded = load_contender(name, contender)
-            status, reason = availability(loaded, where)
-            entry = {"contender": contender, "status": status, "reason": reason, "source": loaded.module}
-            contenders.append(entry | {"summary": loaded.note.summary})
+        for contender, found in describe(name).items():
+            status, reason = availability(found, where)
+            entry = {"contender": contender, "status": status, "reason": reason, "source": found.module}
+            contenders.append(entry | {"summary": found.note.summary})
         tracks.append(
             {
                 "track": name,

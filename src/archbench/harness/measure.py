@@ -26,6 +26,8 @@ from archbench.harness.energy import energy_of
 from archbench.harness.gate import Examiner
 from archbench.harness.physics import IMPOSSIBLE_ABOVE, floor
 from archbench.harness.protocols import PROTOCOLS, Findings, Setting
+from archbench.harness.survey import Description
+from archbench.reasons import first_line, short, told
 from archbench.track import Call, Place, Track, Unavailable
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory", "bad_alloc")
@@ -46,25 +48,25 @@ class Refused(Exception):
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
         self.status = status
-        self.reason = reason
+        self.reason = short(reason)
 
 
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def availability(loaded: Loaded, place: Place) -> tuple[Status, str]:
+def availability(contender: Loaded | Description, place: Place) -> tuple[Status, str]:
     """Whether a contender can be asked at all on this place, before any case is looked at."""
-    if loaded.entry is None:
-        return loaded.status, loaded.reason
-    wanted = loaded.entry.device
+    if contender.status != "ok":
+        return contender.status, contender.reason
+    wanted = contender.device
     if wanted is not None and wanted != place.device:
         return "unsupported", f"needs {'CUDA' if wanted == 'cuda' else 'a CPU host'}"
     return "ok", ""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    text = f"{type(error).__name__}: {error}"
+    text = told(error)
     return isinstance(error, MemoryError) or any(mark in text for mark in _OUT_OF_MEMORY)
 
 
@@ -88,9 +90,8 @@ def settle(action: Callable[[], Any]) -> Any:
         raise Refused("unsupported", str(error)) from error
     except Exception as error:
         if _is_out_of_memory(error):
-            raise Refused("oom", f"out of memory: {str(error).partition(chr(10))[0]}") from error
-        first_line = str(error).strip().partition("\n")[0]
-        raise Refused("crashed", f"{type(error).__name__}: {first_line}{_last_frame(error)}") from error
+            raise Refused("oom", f"out of memory: {first_line(error)}") from error
+        raise Refused("crashed", told(error) + _last_frame(error)) from error
 
 
 def _settings() -> dict[str, Any]:

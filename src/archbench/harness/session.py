@@ -18,14 +18,27 @@ from pathlib import Path
 import msgspec
 
 from archbench import __version__
-from archbench.cells import CELLS_DIR, SCHEMA, Ceiling, Cell, ContenderNote, Record, Run, TrackNote, decode, encode
-from archbench.discovery import contender_modules, load_contender, load_track
+from archbench.cells import (
+    CELLS_DIR,
+    SCHEMA,
+    Ceiling,
+    Cell,
+    ContenderNote,
+    Record,
+    Run,
+    Started,
+    TrackNote,
+    decode,
+    encode,
+)
+from archbench.discovery import load_track
 from archbench.hardware.ceilings import ceilings
 from archbench.hardware.detect import Host, default_device, detect, machine_name, place
 from archbench.hardware.profiles import match
 from archbench.harness.configuration import own_repository, results_dir
 from archbench.harness.measure import Bench
 from archbench.harness.repository import Repository
+from archbench.harness.survey import describe
 from archbench.names import is_safe_name
 from archbench.track import Device, Place
 
@@ -94,7 +107,7 @@ def track_note(name: str, derivations: Path) -> TrackNote:
     """The track as a reader of old results needs it: question, cases, contenders with their one-line summaries."""
     track = load_track(name)
     derivation = derivations / f"{name}.md"
-    notes: dict[str, ContenderNote] = {name: load_contender(track.name, name).note for name in contender_modules(name)}
+    notes: dict[str, ContenderNote] = {contender: found.note for contender, found in describe(name).items()}
     return TrackNote(
         track=track.name,
         question=track.question,
@@ -187,6 +200,15 @@ def described(path: Path, track: str) -> bool:
 
 def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines()
+
+
+def begun(path: Path, track: str, case: str, contender: str) -> bool:
+    """Whether this run started to measure the cell: without a cell of it, that ended in nobody's hands."""
+    mark = (track, case, contender)
+    records = map(decode, _lines(path))
+    return any(
+        isinstance(record, Started) and (record.track, record.case, record.contender) == mark for record in records
+    )
 
 
 def finished(path: Path, track: str, case: str, contender: str) -> Cell | None:

@@ -22,12 +22,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from archbench.cells import Cell, Started, decode, encode
 from archbench.discovery import load_track
 from archbench.harness.configuration import parameters
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import measure_cell, utc_now
-from archbench.harness.session import Session, append, described, find_configuration, finished, open_run, track_note
+from archbench.harness.session import (
+    Session,
+    append,
+    begun,
+    described,
+    find_configuration,
+    finished,
+    open_run,
+    track_note,
+)
 
 GRACE_S = 60.0  # asv's own limit comes after ours: ours leaves a record with a reason
 
@@ -115,26 +126,39 @@ class Suite(ABC):
         known = finished(path, track.name, case, contender)
         if known is not None:
             return known
+        if begun(path, track.name, case, contender):
+            cell = self._dead(case, contender, Died("crashed", "the process that measured it took ours with it"))
+            append(path, cell)
+            return cell
         if not described(path, track.name):
             append(path, track_note(track.name, Path(session.derivations)))
         append(path, Started(track=track.name, case=case, contender=contender, baseline=track.baseline))
         answer = run_isolated(
             lambda: encode(measure_cell(track, track.case(case), contender, session.bench())), track.timing.deadline_s
         )
-        if isinstance(answer, Died):
-            cell = Cell(
-                track=track.name,
-                case=case,
-                contender=contender,
-                baseline=track.baseline,
-                status=answer.status,
-                reason=answer.reason,
-                started=utc_now(),
-            )
-        else:
-            record = decode(answer)
-            if not isinstance(record, Cell):
-                raise TypeError(f"a cell's process returned a {type(record).__name__}")
-            cell = record
+        cell = self._read(answer, case, contender)
         append(path, cell)
         return cell
+
+    def _read(self, answer: bytes | Died, case: str, contender: str) -> Cell:
+        if isinstance(answer, Died):
+            return self._dead(case, contender, answer)
+        try:
+            record = decode(answer)
+        except msgspec.DecodeError:
+            record = None
+        if isinstance(record, Cell) and (record.track, record.case, record.contender) == (self.track, case, contender):
+            return record
+        return self._dead(case, contender, Died("crashed", "its process answered with something that is not its cell"))
+
+    def _dead(self, case: str, contender: str, end: Died) -> Cell:
+        track = load_track(str(self.track))
+        return Cell(
+            track=track.name,
+            case=case,
+            contender=contender,
+            baseline=track.baseline,
+            status=end.status,
+            reason=end.reason,
+            started=utc_now(),
+        )
