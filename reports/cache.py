@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from contextlib import closing, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -124,19 +125,17 @@ class Cache:
 
     def _begin(self) -> None:
         staged = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
+        with suppress(OSError, sqlite3.Error):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with sqlite3.connect(staged) as made:
+            with closing(sqlite3.connect(staged)) as made:
                 made.execute("PRAGMA journal_mode = OFF")
                 made.execute("PRAGMA synchronous = OFF")
                 made.execute(SCHEMA)
                 made.executemany("INSERT INTO entries VALUES (?, ?)", sorted(self._fresh.items()))
-            made.close()
+                made.commit()
             os.replace(staged, self._path)
-        except (OSError, sqlite3.Error):
-            pass
-        finally:
-            staged.unlink(missing_ok=True)
+        with suppress(OSError):  # it is there still where anything failed
+            staged.unlink()
 
 
 class _Packed(msgspec.Struct, array_like=True):

@@ -27,7 +27,7 @@ def dense(values: NDArray[np.float64], label: str, steps: Sequence[int]) -> Mark
     low, high = held.min(), held.max()
     share = (held - low) / (high - low) if high > low else np.full(len(held), 0.5)
     y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share
-    points = " ".join(["%.0f,%.1f" % pair for pair in zip(x.tolist(), y.tolist(), strict=True)])  # noqa: UP031 quickest
+    points = ("%.0f,%.1f " * len(kept)) % tuple(np.column_stack((x, y)).ravel().tolist())
     marks = "".join(
         f'<line class="step" x1="{at:.0f}" x2="{at:.0f}" y1="0" y2="{HEIGHT}"/>'
         for at in (MARGIN + (WIDTH - 2 * MARGIN) * (position - 0.5) / (len(values) - 1) for position in steps)
@@ -37,15 +37,16 @@ def dense(values: NDArray[np.float64], label: str, steps: Sequence[int]) -> Mark
 
 
 def thinned(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions of the values to draw: all of them, or the least and the largest of each column."""
+    """Ascending positions of the values to draw: all of them, or the least and the largest of each column."""
     count = len(values)
     if count <= 2 * COLUMNS:
         return np.arange(count)
     size = -(-count // COLUMNS)
-    padded = np.full(size * COLUMNS, np.nan)
-    padded[:count] = values
-    grid = padded.reshape(COLUMNS, size)
-    full = grid[: -(-count // size)]
-    starts = np.arange(len(full)) * size
-    ends = np.concatenate((starts + np.nanargmin(full, axis=1), starts + np.nanargmax(full, axis=1)))
-    return np.unique(ends)
+    full = count // size
+    grid = values[: full * size].reshape(full, size)
+    starts = np.arange(full) * size
+    rest = values[full * size :]
+    last = [full * size + rest.argmin(), full * size + rest.argmax()] if len(rest) else []
+    kept = np.concatenate((starts + grid.argmin(axis=1), starts + grid.argmax(axis=1), np.array(last, dtype=np.int64)))
+    kept.sort()
+    return kept

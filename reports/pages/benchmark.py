@@ -90,6 +90,7 @@ class Line:
     verdict: str  # "faster" or "slower" where the intervals say so
     spark: Markup
     steps: list[str]
+    about: str  # where it moved most, of a series that was not examined
     examined: bool
 
 
@@ -159,6 +160,7 @@ def _line(histories: Histories, series: int) -> Line:
     status, reason = archive.status(part.stop - 1)
     examined = bool(histories.examined[series])
     moved = histories.changes(series) if examined else []
+    drift = None if examined else steps.drift(values)
     latest = interval = best = commit = change = verdict = ""
     if len(known):
         now = int(known[-1])
@@ -183,6 +185,7 @@ def _line(histories: Histories, series: int) -> Line:
         verdict=verdict,
         spark=dense(values, f"{len(known)} values", [step.position for step in moved]),
         steps=[_step(archive, part, step) for step in _largest(moved)],
+        about=_step(archive, part, drift) if drift else "",
         examined=examined,
     )
 
