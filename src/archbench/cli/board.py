@@ -12,10 +12,13 @@ from typing import Annotated
 
 import typer
 
-from archbench.cli.console import RESULTS, SITE, Results, app, err, fail, out, report
+from archbench.cli.console import RESULTS, SITE, Results, app, err, fail, from_checkout, out, report
 from archbench.names import is_safe_name
 
-Into = Annotated[Path, typer.Option("--into", help="Results folder to write into; made where there is none.")]
+Into = Annotated[
+    Path,
+    typer.Option("--into", help="Results folder to write into; made where there is none.", callback=from_checkout),
+]
 
 
 class ExportFormat(StrEnum):
@@ -39,7 +42,7 @@ class ImportFormat(StrEnum):
 @app.command()
 def board(
     results: Results = RESULTS,
-    folder: Annotated[Path, typer.Option("--out", help="Folder to render into.")] = SITE,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to render into.", callback=from_checkout)] = SITE,
     watch: Annotated[bool, typer.Option("--watch", help="Render again whenever the results change.")] = False,
     address: Annotated[str, typer.Option("--address", help="Where it will be published: for feed and card.")] = "",
 ) -> None:
@@ -48,6 +51,8 @@ def board(
     from archbench.reports.site import RenderRefused
     from archbench.reports.watch import changes
 
+    if Path.cwd().is_relative_to(folder.resolve()):  # a render swaps the folder for a new one
+        fail(f"{folder} is the folder you are in, or above it: name one of its own with --out")
     if not watch:
         try:
             _render(results, folder, address)
@@ -91,8 +96,10 @@ def _this_machine(results: Path) -> str | None:
 
 @app.command()
 def serve(
-    folder: Annotated[Path, typer.Option("--site", help="The rendered folder.")] = SITE,
-    port: Annotated[int, typer.Option("--port", help="Port on this machine only; 0 picks a free one.")] = 8000,
+    folder: Annotated[Path, typer.Option("--site", help="The rendered folder.", callback=from_checkout)] = SITE,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on this machine only; 0 picks a free one.")
+    ] = 8000,
 ) -> None:
     """Preview the rendered leaderboard at a local address; pages reload when it is rendered again."""
     from archbench.reports.serve import serve as serve_site
@@ -132,7 +139,7 @@ def export(
 
 @app.command()
 def validate(
-    results: Annotated[Path, typer.Argument(help="Folder of results.")] = RESULTS,
+    results: Annotated[Path, typer.Argument(help="Folder of results.", callback=from_checkout)] = RESULTS,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 when anything is quarantined.")] = False,
     repository: Annotated[
         Path | None, typer.Option("--repository", help="Commits must be in the history of this git repository.")
