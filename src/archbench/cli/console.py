@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from archbench import __version__
+from archbench.names import legible
 
 if TYPE_CHECKING:
     from archbench.reports.load import Problem
@@ -24,21 +26,41 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-Results = Annotated[Path, typer.Option("--results", help="Folder of results.", show_default=True)]
 RESULTS = Path("reports/results")
 SITE = Path("reports/site")
 
 
+def from_checkout(given: Path) -> Path:
+    """A default folder, meant from the top of the checkout one is in; any other folder as it was given."""
+    if given in (RESULTS, SITE):
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (folder / "asv.conf.json").is_file():
+                return given if folder == here else folder / given
+    return given
+
+
+Results = Annotated[
+    Path, typer.Option("--results", help="Folder of results.", show_default=True, callback=from_checkout)
+]
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with a sentence on stderr."""
-    err.print(f"archbench: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(legible(f"archbench: {message}"), style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def plain(foreign: str) -> Text:
+    """Text of a contender, a file or a library for a table: no markup, nothing that steers a terminal."""
+    return Text(legible(foreign))
 
 
 def report(problems: Sequence[Problem]) -> None:
     """Name what did not count, on stderr."""
     for problem in problems:
-        err.print(f"skipped {problem.path}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
+        path = problem.path if problem.path.isprintable() else repr(problem.path)  # a line end would forge a line
+        err.print(f"skipped {path}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
     if problems:
         err.print(f"{len(problems)} file(s) or record(s) did not count", style="yellow")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from archbench.cli.console import app, err, fail, out
+from archbench.cli.console import app, err, fail, out, plain
 from archbench.discovery import UnknownName, load_track, select, track_modules
+from archbench.names import legible
 
 if TYPE_CHECKING:
     from archbench.cells import Cell
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 Targets = Annotated[
     list[str] | None, typer.Argument(help="TRACK or TRACK/CONTENDER; everything when left out.", show_default=False)
 ]
+
+WAITING = "waiting: another archbench run is measuring on this machine"
+NOTHING_KEPT = "interrupted before a cell was finished: nothing is kept"
 
 
 class ListFormat(StrEnum):
@@ -71,13 +75,14 @@ def list_tracks(
         print(json.dumps({"tracks": tracks}, indent=1, allow_nan=False))
         return
     for track in tracks:
-        table = Table(title=f"{track['track']}: {track['question']}", title_justify="left", caption_justify="left")
-        table.caption = f"{len(track['cases'])} cases, for example {track['cases'][0]}; baseline {track['baseline']}"
+        table = Table(title=plain(f"{track['track']}: {track['question']}"), title_justify="left")
+        caption = f"{len(track['cases'])} cases, for example {track['cases'][0]}; baseline {track['baseline']}"
+        table.caption, table.caption_justify = plain(caption), "left"
         for column in ("contender", "here", "what it is"):
             table.add_column(column, overflow="fold")
         for entry in track["contenders"]:
             state = "ok" if entry["status"] == "ok" else f"{entry['status']}: {entry['reason']}"
-            table.add_row(entry["contender"], state, entry["summary"])
+            table.add_row(*map(plain, (entry["contender"], state, entry["summary"])))
         out.print(table)
 
 
@@ -92,17 +97,21 @@ def check(targets: Targets = None) -> None:
         fail(str(error))
     wrong = 0
     for track, names in chosen.items():
-        table = Table(title=f"{track}: the gate at every test case", title_justify="left")
+        table = Table(title=plain(f"{track}: the gate at every test case"), title_justify="left")
         for column in ("contender", "right", "unsupported", "otherwise"):
             table.add_column(column, overflow="fold")
-        with err.status(f"checking {track}"):
-            for name, verdicts in checks(track, names):
-                bad = [f"{v.case}: {v.status}: {v.reason}" for v in verdicts if v.status not in ("ok", "unsupported")]
-                wrong += len(bad)
-                skipped = [v for v in verdicts if v.status == "unsupported"]
-                note = f"{len(skipped)} ({skipped[0].reason})" if skipped else "0"
-                right = f"{sum(v.status == 'ok' for v in verdicts)} of {len(verdicts)}"
-                table.add_row(name, right, note, "\n".join(bad), style="red" if bad else None)
+        with err.status(plain(f"checking {track}")):
+            try:
+                for name, verdicts in checks(track, names):
+                    bad = [v for v in verdicts if v.status not in ("ok", "unsupported")]
+                    wrong += len(bad)
+                    skipped = [v for v in verdicts if v.status == "unsupported"]
+                    note = f"{len(skipped)} ({skipped[0].reason})" if skipped else "0"
+                    right = f"{sum(v.status == 'ok' for v in verdicts)} of {len(verdicts)}"
+                    otherwise = "\n".join(f"{v.case}: {v.status}: {v.reason}" for v in bad)
+                    table.add_row(*map(plain, (name, right, note, otherwise)), style="red" if bad else None)
+            except ValueError as error:  # a device that is not there
+                fail(str(error))
         out.print(table)
     if wrong:
         fail(f"{wrong} check(s) failed", 1)
@@ -123,13 +132,14 @@ def machine(
         host = detect()
         device = default_device(host)
         name = machine_name(host, device)
-    except ValueError as error:
+        written = write(host, name)
+        with err.status("measuring the ceilings (once per boot)"):
+            ceilings = measured_ceilings(host, device, refresh=refresh)
+    except (ValueError, OSError) as error:
         fail(str(error))
-    with err.status("measuring the ceilings (once per boot)"):
-        ceilings = measured_ceilings(host, device, refresh=refresh)
     for table in machine_tables(host, name, ceilings, match(host, device)):
         out.print(table)
-    out.print(f"asv machine file: {write(host, name)}", highlight=False, soft_wrap=True)
+    out.print(f"asv machine file: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -137,32 +147,42 @@ def run(
     targets: Targets = None,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")] = None,
 ) -> None:
-    """Measure on this machine (asv run on the current environment) and print the table."""
+    """Measure on this machine (asv run on the current environment) and print the table.
+
+    Ctrl-C, SIGTERM and SIGHUP end it with 130; the cells that are finished are kept.
+    """
     from archbench.hardware.detect import default_device, detect, place
     from archbench.harness import front
+    from archbench.harness.processes import interruptible
     from archbench.harness.session import find_configuration
 
+    progress = _Progress()
     try:
         configuration = find_configuration(Path.cwd())
         host = detect()
         wanted = front.plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)))
-        outcome = front.run(
-            wanted,
-            configuration,
-            front_progress := _Progress(),
-            waiting=lambda: err.print("waiting: another archbench run is measuring on this machine"),
-        )
-    except (ValueError, FileNotFoundError) as error:  # unknown names, no repository, a device that is not there
+        for sentence in wanted.left_out:
+            _say(f"not measured: {sentence}")
+        with interruptible():
+            outcome = front.run(wanted, configuration, progress, waiting=lambda: _say(WAITING))
+    except (ValueError, OSError) as error:  # unknown names, no repository, a device or a folder that is not there
         fail(str(error))
     except front.RunFailed as error:
         fail(str(error), 1)
+    except front.Interrupted as interrupted:
+        progress.stop()
+        kept = interrupted.kept
+        fail(f"interrupted; {len(kept.cells)} finished cells: {kept.path}" if kept else NOTHING_KEPT, 130)
     finally:
-        if "front_progress" in locals():
-            front_progress.stop()
+        progress.stop()
     if outcome.run.dirty:
-        err.print("the work tree differs from its commit: these rows are marked dirty", style="yellow")
+        _say("the work tree differs from its commit: these rows are marked dirty")
     _print_cells(outcome.cells)
-    out.print(f"results: {outcome.path}\nnext: archbench board", highlight=False, soft_wrap=True)
+    out.print(f"results: {outcome.path}\nnext: archbench board", highlight=False, soft_wrap=True, markup=False)
+
+
+def _say(sentence: str) -> None:
+    err.print(legible(sentence), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Progress:
@@ -172,7 +192,11 @@ class _Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=err,
         )
         self._task = self._bar.add_task("preparing", total=None)
         if err.is_terminal:
@@ -195,18 +219,18 @@ def _outcome(cell: Cell) -> str:
     from archbench.formatting import ratio, seconds
 
     if cell.status != "ok":
-        return f"{cell.status}: {cell.reason}"
+        return legible(f"{cell.status}: {cell.reason}")
     slowdown = cell.metrics["slowdown"]
     return f"{seconds(cell.metrics['latency_s'].value)}, {ratio(slowdown.value, slowdown.ci)} of {cell.baseline}"
 
 
 def _print_cells(cells: Sequence[Cell]) -> None:
     for slug in dict.fromkeys(cell.case for cell in cells):
-        table = Table(title=slug, title_justify="left")
+        table = Table(title=plain(slug), title_justify="left")
         for column in ("contender", "result"):
             table.add_column(column, overflow="fold")
         group = [cell for cell in cells if cell.case == slug]
         group.sort(key=lambda c: (c.status != "ok", c.metrics["slowdown"].value if c.status == "ok" else 0.0))
         for cell in group:
-            table.add_row(cell.contender, _outcome(cell))
+            table.add_row(plain(cell.contender), plain(_outcome(cell)))
         out.print(table)
