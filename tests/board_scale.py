@@ -1,9 +1,9 @@
 """Compare what the board costs with what ``asv publish`` costs, on archives of any size.
 
-A script, not a test: it writes a repository and a results folder shaped like a real archive (values near real ones,
-steps, skipped benchmarks as bare NaN), runs ``archbench board`` twice and once more after one new file, and prints the
-CPU time and the peak memory of each process. ``--asv`` runs ``asv publish`` on the same archive, which takes minutes
-for a million points.
+A script, not a test: it writes a repository and a results folder shaped like a real archive (noise, steps, skipped
+benchmarks as bare NaN), runs ``archbench board`` twice and once more after one new file, and prints the CPU time, wall
+time and peak memory of each process. ``--asv`` runs ``asv publish`` on the same archive, which takes minutes for a
+million points.
 
     python tests/board_scale.py --files 140 --asv
 """
@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -71,15 +70,17 @@ def main() -> None:
 
 
 def measured(name: str, command: list[str], folder: Path, environment: dict[str, str]) -> float:
-    """Run a command, print what it cost, return its CPU seconds, children included."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = process.communicate()[0].decode()
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        sys.exit(f"{output[-3000:]}\nexit code {process.returncode}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"{name:24} {cpu:8.2f} CPU s  {wall:8.2f} s  peak so far {after.ru_maxrss / 1024:6.0f} MB", flush=True)
+    """Run a command, print what it cost, return its CPU seconds, those of its own children included."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            sys.exit(f"{output.read().decode()[-3000:]}\nexit code {process.returncode}")
+    wall, cpu = time.perf_counter() - start, used.ru_utime + used.ru_stime
+    print(f"{name:20} {cpu:8.2f} CPU s {wall:8.2f} s {used.ru_maxrss / 1024:6.0f} MB", flush=True)
     return cpu
 
 
@@ -120,31 +121,31 @@ class Archive:
             for name, axes in self.benchmarks.items()
         }  # fmt: skip
         (self.top / "results" / "benchmarks.json").write_text(json.dumps(described | {"version": 2}))
-        for index, commit in enumerate(self._commits()):
+        for index, commit in enumerate(self._commits(self.files)):
             self._write(index, commit)
         settings = {"version": 1, "project": "scale", "repo": str(self.top / "repository"), "branches": ["main"],
                     "results_dir": "results", "html_dir": "html", "environment_type": "existing"}  # fmt: skip
         (self.top / "asv.conf.json").write_text(json.dumps(settings))
 
     def one_more(self) -> None:
-        """One more result file, of a second environment at the newest commit."""
-        newest = subprocess.run(
-            ["git", "rev-parse", "main"], cwd=self.top / "repository", check=True, capture_output=True, text=True
-        ).stdout.strip()
-        self._write(self.files - 1, newest, environment=f"{ENVIRONMENT}-{time.time_ns()}")
+        """A commit and its result file more: every series gets a point."""
+        commits = list(self._commits(len(list((self.top / "results" / MACHINE).glob("*-*.json"))) + 1))
+        self._write(len(commits) - 1, commits[-1])
 
-    def _commits(self) -> Iterator[str]:
+    def _commits(self, count: int) -> Iterator[str]:
+        """The hashes of a history of so many commits; what they hold, and so their hashes, never changes."""
         repository = self.top / "repository"
         subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
         stream = "".join(
             f"commit refs/heads/main\ncommitter scale <scale@example.org> {START + i * DAY} +0000\ndata 2\nc\n"
-            for i in range(self.files)
+            for i in range(count)
         )
-        subprocess.run(["git", "fast-import", "--quiet"], cwd=repository, input=stream.encode(), check=True)
+        fast_import = ["git", "fast-import", "--quiet", "--force"]
+        subprocess.run(fast_import, cwd=repository, input=stream.encode(), check=True)
         log = ["git", "log", "--format=%H", "--reverse", "main"]
         yield from subprocess.run(log, cwd=repository, check=True, capture_output=True, text=True).stdout.split()
 
-    def _write(self, index: int, commit: str, environment: str = ENVIRONMENT) -> None:
+    def _write(self, index: int, commit: str) -> None:
         rows: dict[str, list[Any]] = {}
         for name, axes in self.benchmarks.items():
             values = [self._value(series, index) for series in self.series[name]]
@@ -156,12 +157,12 @@ class Archive:
             number, repeat = [[n if ok else None for ok in known] for n in (2, 10)]
             rows[name] = [values, axes, "1", 1_700_000_000_000 + index, 0.5, *ends, number, repeat]
         data = {
-            "commit_hash": commit, "env_name": environment, "date": (START + index * DAY) * 1000,
+            "commit_hash": commit, "env_name": ENVIRONMENT, "date": (START + index * DAY) * 1000,
             "params": {"machine": MACHINE, "python": "3.11", "numpy": "", "os": "Linux"}, "python": "3.11",
             "requirements": {"numpy": ""}, "env_vars": {}, "result_columns": COLUMNS, "results": rows,
             "durations": {}, "version": 2,
         }  # fmt: skip
-        path = self.top / "results" / MACHINE / f"{commit[:8]}-{environment}.json"
+        path = self.top / "results" / MACHINE / f"{commit[:8]}-{ENVIRONMENT}.json"
         path.write_text(json.dumps(data))
 
     def _value(self, series: Series, index: int) -> float:
