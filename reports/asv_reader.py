@@ -21,7 +21,7 @@ from archbench.reports.asv_tree import FAILED, MAX_POINTS, OK, SKIPPED, AsvFile,
 from archbench.reports.load import Unreadable, read_json
 from archbench.reports.meaning import MAX_NAME, MAX_PARAMETER, check_asv, is_commit
 
-_ESCAPE = re.compile(rb'\\[^"\\/]')
+_ESCAPE = re.compile(rb'\\(?:u[0-9A-Fa-f]{4}|[^"/])')  # of more than a quotation mark or a slash
 
 # The typed decoder. Bare NaN, which it does not read, becomes a text nothing else in the file holds; that text begins
 # with a quotation mark, so if what it replaces is inside a text of the file, the file is no JSON any more and ``parse``
@@ -160,8 +160,10 @@ class Reader:
 
 def _surely_legible(content: bytes) -> bool:
     """Whether it is UTF-8 and no character of any text in it can hide. A quick yes, never a wrong one."""
-    if b"\\" in content and _ESCAPE.search(content):
-        return False
+    if b"\\" in content:
+        escapes = set(_ESCAPE.findall(content.replace(b"\\\\", b"")))
+        if not all(len(escape) == 6 and chr(int(escape[2:], 16)).isprintable() for escape in escapes):
+            return False
     if content.isascii():
         return b"\x7f" not in content  # JSON has no control characters in texts
     try:

@@ -94,6 +94,9 @@ ODD = {
     "columns in another order": asv_file(result_columns=["params", "result"], results={"m.time_x": [[], [math.nan]]}),
     "a negative time": asv_file(results={"m.time_x": [[-1.0], [], "1"]}),
     "not ASCII": asv_file(params={"machine": "box", "cpu": "µ"}).replace("\\u00b5", "µ"),
+    "a printable escape": asv_file(params={"machine": "box", "cpu": "\u00b5"}),
+    "a broken escape": asv_file().replace('"1"', '"\\uZZ"'),
+    "backslashes": asv_file(results={"m.time_x": [[1.0, 2.0], [["'\\n'", '"\\"/\\u202e']], "1"]}),
     "an escape": asv_file(params={"machine": "box", "cpu": "\u202e"}),
     "a hidden character": asv_file(params={"machine": "box", "cpu": "x"}).replace('"x"', '"\u202e"'),
     "delete": asv_file(params={"machine": "box", "cpu": "\x7f"}),
@@ -118,7 +121,19 @@ def test_the_quick_reading_is_the_careful_one(kind: str) -> None:
     assert found == carefully(content)
 
 
-@pytest.mark.parametrize("kind", ["as asv writes it", "compact", "indented", "a name with NaN", "not ASCII", "no date"])
+QUICK = [
+    "as asv writes it",
+    "compact",
+    "indented",
+    "a name with NaN",
+    "not ASCII",
+    "a printable escape",
+    "backslashes",
+    "no date",
+]
+
+
+@pytest.mark.parametrize("kind", QUICK)
 def test_a_file_of_today_is_read_the_quick_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asv_reader, "read_json", lambda _: pytest.fail("read the careful way"))
     assert len(Reader().read(ODD[kind].encode(), "box").value) > 0
@@ -126,7 +141,22 @@ def test_a_file_of_today_is_read_the_quick_way(kind: str, monkeypatch: pytest.Mo
 
 def test_mutated_files_are_read_alike_or_refused_alike() -> None:
     rng, good = random.Random(7), asv_file().encode()
-    pieces = [b"NaN", b'"', b"]", b"null", b"-", b"\\u0041", b"1e999", b", ", b"Infinity", b'"-inf"', b"\xc3\xa9", b"0"]
+    pieces = [
+        b"NaN",
+        b'"',
+        b"]",
+        b"null",
+        b"-",
+        b"\\u0041",
+        b"\\u",
+        b"\\",
+        b"1e999",
+        b", ",
+        b"Infinity",
+        b'"-inf"',
+        b"\xc3\xa9",
+        b"0",
+    ]
     reader = Reader()
     for _ in range(1500):
         content = bytearray(good)
