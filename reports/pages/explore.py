@@ -74,7 +74,7 @@ def _specification(values: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "width": 620,
     }
-    return {"data": {"values": values}, "vconcat": [points, bars], "config": {"background": "white"}}
+    return {"data": {"values": values}, "vconcat": [points, bars], "config": {"background": "white", "aria": False}}
 
 
 @cache
@@ -100,7 +100,7 @@ def _page(values: list[dict[str, Any]]) -> bytes:
     # Vega compiles the expressions of its specification, which is ours; 'unsafe-eval' is on this page only.
     policy = (
         f"default-src 'none'; style-src {sha(static('board.css'))}; img-src data:; base-uri 'none'; "
-        f"script-src {sha(static('board.js'))} {sha(script)} 'unsafe-eval'"
+        f"script-src {sha(static('early.js'))} {sha(static('board.js'))} {sha(script)} 'unsafe-eval'"
     )
     page = environment().get_template("explore.html.j2")
     spec = inlined(_specification(values))

@@ -69,7 +69,7 @@ def _hash(name: str) -> str:
 
 @cache
 def _policy(scripts: tuple[str, ...]) -> str:
-    allowed = " ".join(map(_hash, ("board.js", *scripts)))
+    allowed = " ".join(map(_hash, ("early.js", "board.js", *scripts)))
     return f"default-src 'none'; style-src {_hash('board.css')}; script-src {allowed}; img-src data:; base-uri 'none'"
 
 
@@ -85,6 +85,7 @@ def environment() -> Environment:
     )
     made.globals |= {
         "style": Markup(static("board.css")),
+        "early": Markup(static("early.js")),
         "script": Markup(static("board.js")),
         "harness": __version__,
         "page_name": page_name,

@@ -38,7 +38,8 @@ def outputs(board: Board) -> Iterator[Output]:
     ]
     present = {machine.kind for machine in machines}
     values = {
-        "machines": machines,
+        "machines": [machine for machine in machines if machine.winners],
+        "others": [machine.name for machine in machines if not machine.winners],
         "kinds": [(kind, label) for kind, label in KINDS.items() if kind in present],
         "notes": results.tracks,
         "rows": results.count,

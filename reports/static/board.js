@@ -2,7 +2,8 @@
 // On every page: the theme toggle, copy buttons, and the first page's choice of machines. Nothing is fetched.
 (() => {
   const root = document.documentElement;
-  root.classList.add("js");
+  // What is below is laid out when the page is ready and idle; see board.css.
+  addEventListener("load", () => (window.requestIdleCallback || setTimeout)(() => root.classList.add("whole")));
   const theme = document.getElementById("theme");
   const stored = (value) => {
     try {

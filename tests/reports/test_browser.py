@@ -242,12 +242,12 @@ def test_compare_any_two(browser: Any, site: Path) -> None:
 def test_the_first_page_shows_machines_of_a_kind(browser: Any, site: Path) -> None:
     with Visit(browser) as visit:
         page = visit.open(site / "index.html")
-        assert page.locator("section.machine:visible").count() == 3
+        assert page.locator("section.machine:visible").count() == 2
         page.locator("[data-kind=gpu]").first.click()
         assert page.locator("section.machine:visible h2").all_inner_texts() == ["nvidia-h100-sxm"]
         assert "kind=gpu" in page.url
         page.go_back()
-        page.wait_for_function("document.querySelectorAll('section.machine:not([hidden])').length === 3")
+        page.wait_for_function("document.querySelectorAll('section.machine:not([hidden])').length === 2")
 
 
 def test_the_toggle_changes_the_theme_and_the_copy_button_copies(browser: Any, site: Path) -> None:
