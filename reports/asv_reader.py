@@ -23,12 +23,15 @@ from archbench.reports.meaning import MAX_NAME, MAX_PARAMETER, check_asv, is_com
 
 _ESCAPE = re.compile(rb'\\(?:u[0-9A-Fa-f]{4}|[^"/])')  # of more than a quotation mark or a slash
 
-# The typed decoder. Bare NaN, which it does not read, becomes a text nothing else in the file holds; that text begins
-# with a quotation mark, so if what it replaces is inside a text of the file, the file is no JSON any more and ``parse``
-# has the word. A column that is shown has numbers, nulls and that text and nothing else.
-NAN = b'"-inf"'
-_TOKEN = "-inf"
-_Numbers = list[float | Literal["-inf"] | None] | None
+# The typed decoder does not read bare NaN and Infinity, which asv writes. They become texts nothing else in the file
+# holds. Those begin with a quotation mark, so if what they replace is inside a text of the file, the file is no JSON
+# any more and ``parse`` has the word. A column that is shown has numbers, nulls and these texts and nothing else. An
+# interval with an infinite end is none, so one text does for both signs.
+MARK = b'"  '
+NAN, INFINITE = MARK + b'-inf"', MARK + b'inf"'
+_BARE = ((b"NaN", NAN), (b"-Infinity", INFINITE), (b"Infinity", INFINITE))
+_TEXTS = ("  -inf", "  inf")
+_Numbers = list[float | Literal["  -inf", "  inf"] | None] | None
 _SHOWN = {"result": "value", "stats_ci_99_a": "low", "stats_ci_99_b": "high", "stats_repeat": "repeat"}
 _RAW = msgspec.Raw
 _COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25",
@@ -53,6 +56,14 @@ def _decoder(columns: tuple[str, ...]) -> Callable[[bytes], Any]:
          ("result_columns", list[str]), ("results", dict[str, row]), ("date", float, 0.0)],  # type: ignore[valid-type]
     )  # fmt: skip
     return msgspec.json.Decoder(file).decode
+
+
+def _quoted(content: bytes, before: Sequence[bytes] = (b"",)) -> bytes:
+    """The bare words as texts, where one of these bytes is before them."""
+    for word, text in _BARE[:1] if b"Infinity" not in content else _BARE:
+        for byte in before:
+            content = content.replace(byte + word, byte + text)
+    return content
 
 
 def _decoded(text: bytes) -> Any:
@@ -97,20 +108,18 @@ class Reader:
 
     def _quickly(self, content: bytes, machine: str) -> AsvFile | None:
         """A file as asv writes it today; None for anything else, wrong or just unusual."""
-        if NAN in content or not _surely_legible(content):
+        if MARK in content or not _surely_legible(content):
             return None
-        file = _decoded(content.replace(b"NaN", NAN))
-        if file is None and b"NaN" in content:  # perhaps a name holds it, too
-            file = _decoded(
-                content.replace(b" NaN", b" " + NAN).replace(b"[NaN", b"[" + NAN).replace(b",NaN", b"," + NAN)
-            )
+        file = _decoded(_quoted(content))
+        if file is None:  # perhaps a name holds one, too
+            file = _decoded(_quoted(content, (b" ", b"[", b",")))
         if file is None:
             return None
         if file.version != 2 or not is_commit(file.commit_hash) or file.params.get("machine") != machine:
             return None
         if not 0 <= file.date < 4_102_444_800_000:
             return None
-        if _TOKEN in (file.env_name, *file.params.values(), *file.result_columns):
+        if any(text in _TEXTS for text in (file.env_name, *file.params.values(), *file.result_columns)):
             return None  # a NaN where nobody looks for one
         rows = list(file.results.values())
         layout = self._layout(tuple(file.results), [row.params for row in rows])
@@ -124,6 +133,8 @@ class Reader:
                 return None
             shown[column] = found
         value, low, high = shown["value"], shown["low"], shown["high"]
+        if np.any(np.isposinf(value)):
+            return None  # its sign is lost
         code = np.where(np.isnan(value), FAILED, np.where(np.isneginf(value), SKIPPED, OK)).astype(np.uint8)
         if np.any((value < 0) & (code == OK) & ~layout.may_be_negative):
             return None
@@ -152,7 +163,7 @@ class Reader:
                 axes = msgspec.json.decode(raw, type=list[list[str]])
             except msgspec.DecodeError:
                 return None
-            if math.prod(map(len, axes)) > MAX_POINTS or NAN in raw or not _short(axes):
+            if math.prod(map(len, axes)) > MAX_POINTS or MARK in raw or not _short(axes):
                 return None
             self._combinations[raw] = tuple(itertools.product(*axes))
         return self._combinations[raw]

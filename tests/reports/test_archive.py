@@ -80,7 +80,13 @@ ODD = {
     "a name with NaN": asv_file(results={"m.time_NaN": [[math.nan, 1.0], [["1", "2"]], "1"]}),
     "a text that is a list of NaN": asv_file(results={"m.time_x": [[1.0], [["[NaN, NaN]"]], "1"]}),
     "a text with NaN and spaces": asv_file(results={"m.time_x": [[math.nan], [["a NaN, NaN b"]], "1"]}),
-    "the token as a text": asv_file(results=series_of(["-inf", math.nan, 1.0])),
+    "the tokens as texts": asv_file(results=series_of(["  -inf", "  inf", "inf", math.nan, 1.0])),
+    "infinite intervals": asv_file(
+        results={"m.time_x": [[1.0, 2.0, math.nan], [["1", "2", "3"]], "1", 1, 1, [-math.inf, 1.0, math.nan],
+                              [math.inf, 3.0, math.nan], None, None, None, [1, math.inf, math.nan]]}
+    ),
+    "a name with Infinity": asv_file(results={"m.Infinity": [[1.0], [], "1", 1, 1, [-math.inf], [math.inf]]}),
+    "infinite facts": asv_file(params={"machine": "box", "ram": -math.inf}),
     "NaN as a parameter": asv_file(results={"m.time_x": [[1.0, 2.0], [[math.nan, 3]], "1"]}),
     "NaN as a fact": asv_file(params={"machine": "box", "ram": math.nan}),
     "NaN as environment": asv_file(env_name=math.nan),
