@@ -38,14 +38,16 @@ class LateWork(Exception):
 
 @dataclass
 class Audit:
-    """One sample of the contender, at a block nobody can foresee, has its last inputs replaced and its answer kept.
+    """What is done between samples so that a contender that answers from memory while it is timed gains nothing.
 
-    ``refill(inputs)`` puts fresh values into the tensors of an input set, in place; ``keep(inputs, output)``
-    copies what the timed call made of them. A contender that answers from memory while it is timed fails here.
+    One sample of the contender, at a block nobody can foresee, has its last inputs replaced and its answer kept:
+    ``refill(inputs)`` puts fresh values into the tensors of an input set, in place; ``keep(inputs, output)`` copies
+    what the timed call made of them. ``renew(batch)`` follows every sample and changes the values of the sets it used.
     """
 
     refill: Callable[[Inputs], None]
     keep: Callable[[Inputs, Any], None]
+    renew: Callable[[Sequence[Inputs]], None]
 
 
 @dataclass
@@ -102,6 +104,8 @@ def fight(
         sides["baseline"].calls = calibrate(baseline, sets, timer, timing.min_sample_s)
         sides["control"].calls = sides["baseline"].calls
         audit_at = rng.randrange(1, timing.min_blocks)
+        if audit:
+            audit.renew(sets)  # calibration has shown them to both sides
         late = 0.0
         started = now()
         ratio = Interval(0.0, -math.inf, math.inf, 0)
@@ -118,6 +122,8 @@ def fight(
                 sample = timer.sample(side.call, batch)
                 if audited:
                     audited.keep(batch[-1], sample.last_output)
+                if audit:
+                    audit.renew(batch)
                 if name == "contender" and sample.late_seconds > max(LATE_FLOOR_S, LATE_SHARE * sample.seconds):
                     late += 1
                 # A clock that did not advance is a call below its resolution, not an infinitely fast one.

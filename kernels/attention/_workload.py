@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archbench.checks import Tolerance, Wrong, compare, flatten, to_float64
+from archbench.checks import Tolerance, Wrong, compare, flatten, like, to_float64
 from archbench.kernels.attention import AttentionCase
 from archbench.track import Call, Device
 
@@ -148,6 +148,7 @@ def gate(case: AttentionCase, inputs: tuple[Tensor, ...], outputs: Any) -> float
     errors = []
     for (name, expected), value in zip(want.items(), given, strict=True):
         got = to_float64(value, name)
+        like(value, inputs[0], name)
         if got.shape != expected.shape:
             raise Wrong(f"{name} has shape {got.shape}, expected {expected.shape}")
         squares, total = 0.0, 0.0

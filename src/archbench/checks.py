@@ -7,6 +7,7 @@ with ``__array__``; this module imports none of the frameworks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -38,15 +39,29 @@ def to_float64(value: Any, name: str = "output") -> Array:
     Raises Wrong for anything that is not a plain, materialised array: lazy or fake tensors, generators, None.
     """
     kind = type(value)
-    if kind.__module__.partition(".")[0] == "torch":
-        if kind.__name__ not in ("Tensor", "Parameter"):
-            raise Wrong(f"{name} is a {kind.__module__}.{kind.__qualname__}, not a plain tensor")
+    if _is_plain_tensor(value):
         if value.device.type == "meta" or value.is_sparse:
             raise Wrong(f"{name} holds no dense data (device {value.device}, layout {value.layout})")
         return np.asarray(value.detach().cpu().double().numpy())
     if kind is np.ndarray or isinstance(value, (int, float, np.generic)):
         return np.asarray(value, dtype=np.float64)
     raise Wrong(f"{name} is a {kind.__module__}.{kind.__qualname__}, not an array")
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    torch: Any = sys.modules.get("torch")
+    # A subclass may compute when it is looked at, whatever it calls itself: the class itself is asked for.
+    return torch is not None and type(value) in (torch.Tensor, torch.nn.Parameter)
+
+
+def like(value: Any, example: Any, name: str = "output") -> None:
+    """Raises Wrong unless ``value`` has the dtype and the device of ``example``: both torch tensors or numpy arrays."""
+    if type(value) is not type(example):
+        raise Wrong(f"{name} is a {type(value).__name__}, expected a {type(example).__name__}")
+    if value.dtype != example.dtype:
+        raise Wrong(f"{name} is {value.dtype}, expected {example.dtype}: another precision is another question")
+    if _is_plain_tensor(value) and value.device != example.device:
+        raise Wrong(f"{name} is on {value.device}, expected {example.device}")
 
 
 def flatten(outputs: Any, name: str = "output") -> dict[str, Any]:

@@ -89,11 +89,29 @@ def test_one_sample_of_the_contender_is_audited_at_a_block_that_varies() -> None
         audit = Audit(
             refill=lambda inputs, log=log, timer=timer: log.append(f"refill {len(timer.order)}"),
             keep=lambda inputs, output, log=log: log.append(str(output)),
+            renew=lambda batch: None,
         )
         fight(slow, quick, [()], timer, Timing(), rng=random.Random(seed), audit=audit)
         assert log[1:] == ["slow"]
         blocks.add(log[0])
     assert len(blocks) > 5
+
+
+def test_every_sample_is_followed_by_the_renewal_of_what_it_used() -> None:
+    timer = Scripted({slow: 0.03, quick: 0.01})
+    renewed: list[list[Inputs]] = []
+    seen_before: list[int] = []
+
+    def renew(batch: Sequence[Inputs]) -> None:
+        renewed.append(list(batch))
+        seen_before.append(len(timer.order))
+
+    sets = [(i,) for i in range(5)]
+    audit = Audit(refill=lambda inputs: None, keep=lambda inputs, output: None, renew=renew)
+    fight(slow, quick, sets, timer, Timing(), audit=audit)
+    calibration = seen_before[0]
+    assert renewed == [sets, *timer.seen[calibration:]]
+    assert seen_before == [calibration, *range(calibration + 1, len(timer.order) + 1)]
 
 
 def test_work_left_on_the_device_after_most_samples_is_an_error() -> None:

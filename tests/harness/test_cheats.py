@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import builtins
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from archbench.cells import Ceiling, encode
-from archbench.track import Unavailable
-from toy_track import ToyCase, honest, measured
+from archbench import checks
+from archbench.cells import Ceiling, ContenderNote, Duel, encode
+from archbench.checks import Wrong
+from archbench.discovery import Loaded
+from archbench.hardware import clock, timers
+from archbench.harness import gate, measure, protocols
+from archbench.harness.gate import Examiner
+from archbench.track import Contender, Unavailable
+from toy_track import PLACE, TRACK, ToyCase, honest, measured
 
 
 def no_op(case: ToyCase) -> Callable[..., Any]:
@@ -227,15 +235,196 @@ def test_changing_a_global_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     assert "default_dtype" in cell.reason
 
 
-def test_a_patched_clock_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def sleepy(case: ToyCase, x: Any) -> Any:
+    return x
+
+
+REPLACED = {
+    "archbench.harness.gate.Examiner.judge": (Examiner, "judge", lambda *_: 0.0),
+    "archbench.harness.gate.same": (gate, "same", lambda *_: True),
+    "archbench.harness.gate.max": (gate, "max", lambda *_: 0.0),  # a global that hides a builtin
+    "archbench.hardware.timers.perf_counter_ns": (timers, "perf_counter_ns", lambda: 0),
+    "archbench.hardware.timers.CpuTimer.sample": (timers.CpuTimer, "sample", sleepy),
+    "archbench.hardware.clock.LATE_SHARE": (clock, "LATE_SHARE", 1e9),
+    "archbench.checks.compare": (checks, "compare", lambda *_: 0.0),
+    "time.monotonic": (time, "monotonic", lambda: 0.0),
+    "numpy.argmax": (np, "argmax", lambda *_: 0),
+    "builtins.max": (builtins, "max", max.__call__),
+}
+
+
+@pytest.mark.parametrize("when", ["built", "called"])
+@pytest.mark.parametrize("name", REPLACED)
+def test_who_replaces_what_the_harness_stands_on_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, name: str, when: str
+) -> None:
+    owner, attribute, other = REPLACED[name]
+
     def build(case: ToyCase) -> Callable[..., Any]:
-        monkeypatch.setattr(time, "perf_counter_ns", lambda: 0)
-        monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+        def replace() -> None:
+            monkeypatch.setattr(owner, attribute, other, raising=False)
+
+        def call(x: Any) -> Any:
+            replace()
+            return 2 * x
+
+        if when == "called":
+            return call
+        replace()
         return honest
 
     cell = measured(monkeypatch, build)
-    assert cell.status == "ok"
-    assert cell.metrics["latency_s"].value > 1e-8
+    monkeypatch.undo()
+    assert (cell.status, cell.metrics, cell.duel) == ("wrong", {}, None)
+    assert f"replaced {name}" in cell.reason
+
+
+def test_the_code_of_a_function_may_not_be_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(case: ToyCase) -> Callable[..., Any]:
+        monkeypatch.setattr(gate.same, "__code__", (lambda a, b: True).__code__)
+        return honest
+
+    cell = measured(monkeypatch, build)
+    monkeypatch.undo()
+    assert cell.status == "wrong"
+    assert "archbench.harness.gate.same" in cell.reason
+
+
+def test_a_table_of_the_harness_may_not_be_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(case: ToyCase) -> Callable[..., Any]:
+        monkeypatch.setitem(protocols.PROTOCOLS, "duel", lambda setting: None)
+        return honest
+
+    cell = measured(monkeypatch, build)
+    assert cell.status == "wrong"
+    assert "archbench.harness.measure.PROTOCOLS" in cell.reason
+
+
+def test_the_baseline_is_ready_before_anything_of_the_contender_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def build(name: str) -> Callable[[ToyCase], Callable[..., Any]]:
+        def ready(case: ToyCase) -> Callable[..., Any]:
+            order.append(name)
+            return honest
+
+        return ready
+
+    entries = {name: Contender(build=build(name)) for name in ("honest", "challenger")}
+
+    def load(track: str, contender: str) -> Loaded:
+        order.append(f"load {contender}")
+        return Loaded(track, contender, "toy", entries[contender], "ok", "", ContenderNote())
+
+    monkeypatch.setattr(measure, "load_contender", load)
+    measure.measure_cell(TRACK, ToyCase(), "challenger", measure.Bench(PLACE, (), 0))
+    assert order[:4] == ["load honest", "honest", "load challenger", "challenger"]
+
+
+@pytest.mark.parametrize("calls", [range(3, 12), range(3, 10**6)], ids=["while it calibrates", "always"])
+def test_inputs_changed_while_it_is_timed_are_seen(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
+    def build(case: ToyCase) -> Callable[..., Any]:
+        count = 0
+
+        def call(x: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count in calls:
+                x *= 2
+                return x
+            return 2 * x
+
+        return call
+
+    cell = measured(monkeypatch, build)
+    assert (cell.status, cell.duel) == ("wrong", None)
+    assert "in place while it was timed" in cell.reason
+
+
+def test_the_audit_judges_what_was_asked_and_not_what_the_call_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(case: ToyCase) -> Callable[..., Any]:
+        count = 0
+
+        def call(x: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > 2:
+                x[:] = 0
+            return 2 * x
+
+        return call
+
+    assert "in place while it was timed" in measured(monkeypatch, build).reason
+
+
+def test_no_value_comes_back_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    def build(case: ToyCase) -> Callable[..., Any]:
+        def call(x: Any) -> Any:
+            seen.append(x[:4].tobytes())
+            time.sleep(1e-4)  # so that a sample is one call
+            return 2 * x
+
+        return call
+
+    cell = measured(monkeypatch, build)
+    assert cell.status == "ok", cell.reason
+    assert len(cell.duel.contender_s) >= 10
+    hits = len(seen) - len(set(seen))
+    assert hits <= len(seen) // 10, "only calibration and the meters may ask twice"
+
+
+@dataclass(frozen=True)
+class ThreadedCase(ToyCase):
+    threads: int | None = 1  # type: ignore[misc]
+
+
+def spinning(case: ToyCase) -> Callable[..., Any]:
+    def call(x: Any) -> Any:
+        end = time.perf_counter() + 0.002
+        while time.perf_counter() < end:
+            pass
+        return 2 * x
+
+    return call
+
+
+def test_one_busy_thread_where_one_is_allowed_is_never_accused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = measured(monkeypatch, spinning, case=ThreadedCase())
+    assert cell.status == "ok", cell.reason
+
+
+def test_two_busy_threads_where_one_is_allowed_have_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timers, "process_time_ns", lambda: 2 * time.perf_counter_ns())
+    cell = measured(monkeypatch, spinning, case=ThreadedCase())
+    assert (cell.status, cell.duel) == ("wrong", None)
+    assert "cores busy; the case allows 1 thread" in cell.reason
+
+
+def duel_of(cpu_s: list[float], wall_s: list[float], calls: int = 1) -> Duel:
+    return Duel(wall_s, wall_s, wall_s, cpu_s, (calls, calls))
+
+
+def test_more_cores_than_threads_are_wrong_and_nothing_else_is() -> None:
+    with pytest.raises(Wrong, match=r"kept 1.90 cores busy; the case allows 1 thread$"):
+        protocols.check_threads(1, duel_of([0.019] * 10, [0.010] * 10))
+    with pytest.raises(Wrong, match="allows 2 threads"):
+        protocols.check_threads(2, duel_of([0.025] * 10, [0.010] * 10))
+    protocols.check_threads(1, duel_of([0.011] * 10, [0.010] * 10))  # within what clocks differ by
+    protocols.check_threads(1, duel_of([0.019] * 4 + [0.010] * 6, [0.010] * 10))  # now and then
+    protocols.check_threads(1, duel_of([0.00019] * 10, [0.0001] * 10))  # too short to read
+    protocols.check_threads(None, duel_of([0.019] * 10, [0.010] * 10))  # every core is allowed
+    protocols.check_threads(1, duel_of([], [0.010] * 10))  # a GPU has no such clock
+    with pytest.raises(Wrong):  # a sample is all of its calls
+        protocols.check_threads(1, duel_of([0.00019] * 10, [0.0001] * 10, calls=20))
+
+
+def test_a_reason_is_short_whatever_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = measured(monkeypatch, raises(RuntimeError("\ud800" + "x" * 70_000_000)))
+    assert cell.status == "crashed"
+    assert len(cell.reason) <= 500
+    assert len(encode(cell)) < 2000
 
 
 def test_a_second_run_sees_the_started_mark_of_a_dead_one(tmp_path: Path) -> None:

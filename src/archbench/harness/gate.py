@@ -2,7 +2,7 @@
 
 What each step catches:
 - the contender runs before the reference, on its own copies: an input mutator cannot spoil the reference;
-- its outputs are copied to the host at once and compared again at the end: lazy or late work shows;
+- its outputs are copied at once and compared again at the end: lazy or late work shows;
 - the second question uses the *same tensors* with new values: an answer cached by identity shows;
 - inputs are compared bit by bit afterwards: in-place work on them shows.
 """
@@ -49,11 +49,11 @@ class Examiner:
     def _ask(self, inputs: tuple[Any, ...]) -> float:
         pristine = duplicate(inputs)
         outputs = self.work(*inputs)
-        seen = snapshot(outputs)
+        seen, kept = snapshot(outputs), duplicate(outputs)
         for i, (before, after) in enumerate(zip(pristine, inputs, strict=True)):
             if not same(before, after):
                 raise Wrong(f"changed its input[{i}] in place")
-        error = self.judge(pristine, _rebuilt(outputs, seen))
+        error = self.judge(pristine, kept)
         self._unchanged(outputs, seen)
         return error
 
@@ -61,12 +61,3 @@ class Examiner:
         for name, array in snapshot(outputs).items():
             if not np.array_equal(array, seen[name], equal_nan=True):
                 raise Wrong(f"{name} changed after the call had returned: work was still going on")
-
-
-def _rebuilt(outputs: Any, seen: dict[str, Any]) -> Any:
-    """The snapshot in the structure of the outputs, for the gate."""
-    if isinstance(outputs, dict):
-        return seen
-    if type(outputs) in (tuple, list):
-        return [seen.get(f"output[{i}]") for i in range(len(outputs))]
-    return seen["output"]

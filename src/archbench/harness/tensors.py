@@ -6,6 +6,7 @@ Works on torch tensors and numpy arrays, alone or in tuples, lists and dicts; ev
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from archbench.checks import flatten, to_float64
 
 
 def is_tensor(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "untyped_storage")
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def duplicate(value: Any) -> Any:

@@ -143,3 +143,28 @@ def test_float32_does_not_pass_as_fp64() -> None:
     inputs = TRACK.make_inputs(case, 8, "cpu")
     with pytest.raises(Wrong, match="fp64"):
         TRACK.gate(case, inputs, sdpa(case, *(tensor.float() for tensor in inputs)).double())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cast", "sentence"),
+    [
+        ("bf16", torch.Tensor.float, "out is torch.float32, expected torch.bfloat16"),
+        ("fp32", torch.Tensor.double, "out is torch.float64, expected torch.float32"),
+        ("fp32", lambda out: out.numpy(), "out is a ndarray, expected a Tensor"),
+    ],
+)
+def test_an_answer_in_another_precision_is_another_answer(dtype: str, cast: Any, sentence: str) -> None:
+    case = AttentionCase(heads=2, length=70, dtype=dtype)
+    inputs = TRACK.make_inputs(case, 8, "cpu")
+    with pytest.raises(Wrong, match=sentence):
+        TRACK.gate(case, inputs, cast(sdpa(case, *inputs)))
+
+
+def test_a_subclass_is_no_tensor_whatever_it_calls_itself() -> None:
+    disguised = type("Tensor", (torch.Tensor,), {"__module__": "torch"})
+    case = AttentionCase(heads=2, length=70, dtype="fp32")
+    inputs = TRACK.make_inputs(case, 8, "cpu")
+    out = sdpa(case, *inputs)
+    assert TRACK.gate(case, inputs, out) < 1e-6
+    with pytest.raises(Wrong, match=r"out is a torch\.Tensor, not an array"):
+        TRACK.gate(case, inputs, out.as_subclass(disguised))
