@@ -87,7 +87,7 @@ def _segments(y: Floats, w: Floats) -> tuple[list[int], list[float], list[float]
     asv, n = _asv(), len(y)
     values, weights = y.tolist(), w.tolist()
     cost = asv.get_mu_dist(values, weights)
-    penalty = 4 * math.log(n) / n
+    penalty = _penalty(n)
     whole = cost.dist(0, n - 1) or 1.0
     best: tuple[float, Any] = (math.inf, None)
 
@@ -114,6 +114,11 @@ def _segments(y: Floats, w: Floats) -> tuple[list[int], list[float], list[float]
     asv.golden_search(objective, low, 0.0, xatol=abs(low) * 0.1, ftol=0, expand_bounds=True)
     fit: tuple[list[int], list[float], list[float]] = best[1]
     return fit
+
+
+def _penalty(count: int) -> float:
+    """What asv charges for a segment."""
+    return 4 * math.log(count) / count
 
 
 def within_epochs(
@@ -151,18 +156,20 @@ def median(values: Floats) -> float:
 
 
 def drift(values: Floats, least: float = LEAST_CHANGE) -> Change | None:
-    """The one split of a series that explains most of its movement, without asv's care: where a series is not examined.
+    """The one split of a series that explains most of its movement: where a series is not examined.
 
-    None where the level on both sides differs by less than ``least`` or than three times the noise of neighbours.
+    None where the level moves by less than ``least``, or where the split would not lower asv's measure of a fit, the
+    logarithm of the deviation plus a penalty for each segment. Gradual movement and several steps are one split here.
     """
-    where = np.flatnonzero(np.isfinite(values))
-    if len(where) < 4:
+    held = values[where := np.flatnonzero(np.isfinite(values))]
+    count = len(held)
+    if count < 4:
         return None
-    held = values[where]
     at = int(np.abs(np.cumsum(held - held.mean())[:-1]).argmax()) + 1
     before, after = median(held[:at]), median(held[at:])
-    noise = 3 * median(np.abs(np.diff(held)))
-    if abs(after - before) <= max(noise, least * min(abs(before), abs(after))):
+    whole = float(np.abs(held - median(held)).sum())
+    rest = float(np.abs(held[:at] - before).sum() + np.abs(held[at:] - after).sum())
+    if abs(after - before) < least * min(abs(before), abs(after)) or rest >= whole * math.exp(-_penalty(count)):
         return None
     return Change(int(where[at]), before, after)
 
