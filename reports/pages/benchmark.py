@@ -18,17 +18,12 @@ from archbench.reports.archive import Archive, Source
 from archbench.reports.asv_tree import OK
 from archbench.reports.charts.dense import dense
 from archbench.reports.pages import Board, Output, digest
-from archbench.reports.pages.html import page_name, render
+from archbench.reports.pages.html import benchmark_path, render
 
 INDEX = "benchmark/index.html"
 MAX_ROWS = 300  # series on a page
 MAX_BENCHMARKS = 2000  # in the list
 MAX_STEPS = 3  # told of a series, the largest
-
-
-def benchmark_path(name: str) -> str:
-    """The page of a benchmark; one that is called like the list gets another name."""
-    return f"benchmark/{page_name(name if name.lower() != 'index' else f'benchmark:{name}')}.html"
 
 
 class Histories:

@@ -41,6 +41,11 @@ def history_path(track: str) -> str:
     return f"history/{page_name(track)}.html"
 
 
+def benchmark_path(name: str) -> str:
+    """The page of a benchmark; one that is called like the list gets another name."""
+    return f"benchmark/{page_name(name if name.lower() != 'index' else f'benchmark:{name}')}.html"
+
+
 def render(template: str, path: str, *, scripts: tuple[str, ...] = (), **values: Any) -> bytes:
     """A page as UTF-8. ``path`` is its place in the site: links start from it. ``scripts`` are files of static/."""
     root = "../" * path.count("/")
@@ -90,6 +95,7 @@ def environment() -> Environment:
         "harness": __version__,
         "page_name": page_name,
         "track_path": track_path,
+        "benchmark_path": benchmark_path,
         "contender_path": contender_path,
         "compare_path": compare_path,
         "history_path": history_path,

@@ -122,3 +122,18 @@ def test_folders_swap(exchanges: bool, tmp_path: Path, monkeypatch: pytest.Monke
     atomic.swap_folder(tmp_path / "fresh", tmp_path / "target")
     assert (tmp_path / "target").is_dir()
     shutil.rmtree(tmp_path / "target")
+
+
+def test_points_without_a_number_are_on_the_status_page(tmp_path: Path) -> None:
+    home = tmp_path / "results" / "box"
+    home.mkdir(parents=True)
+    (home / "machine.json").write_text('{"machine": "box", "version": 1}')
+    results = '{"a.time_x": [[1.0, null, NaN, Infinity], [["1", "2", "3", "4"]]], "a.time_y": [[2.0], []]}'
+    (home / "abc-env.json").write_text(
+        '{"version": 2, "commit_hash": "abc", "env_name": "env", "date": 1, "params": {"machine": "box"},'
+        f' "result_columns": ["result", "params"], "results": {results}}}'
+    )
+    render(tmp_path / "results", tmp_path / "site")
+    text = (tmp_path / "site" / "status.html").read_text()
+    assert '<td class="num">1</td><td class="num">1</td><td class="num">1</td>' in text
+    assert "a.time_y" not in text
