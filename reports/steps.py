@@ -28,7 +28,7 @@ LEAST_CHANGE = 0.05  # asv's threshold of a regression
 PACKAGE = "_archbench_asv"  # asv's folder under a name of ours, whose import runs nothing
 ALL = 8000  # an archive up to this many points is examined whole
 LEAST = 4000  # points of a larger one, or
-SHARE = 60  # one in so many
+SHARE = 100  # one in so many
 
 
 class Step(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,11 @@ class Histories:
         texts = (f"{source.commit} {source.date_ms}".encode() for source in self.archive.sources)
         return np.array([int.from_bytes(hashlib.blake2b(t, digest_size=8).digest(), "big") for t in texts], np.uint64)
 
+    @cached_property
+    def odd(self) -> list[int]:
+        """The points with a reason of their own."""
+        return sorted(self.archive.reasons)
+
     def changes(self, series: int) -> list[steps.Change]:
         """The changes of level of an examined series, oldest first."""
         if series not in self._found:
@@ -64,7 +70,8 @@ class Histories:
             found.update(column[part].tobytes())
         found.update(columns[-1].tobytes())
         found.update(archive.bounds[members.start : members.stop + 1].tobytes() + self.examined[members].tobytes())
-        reasons = [archive.reasons[i] for i in range(part.start, part.stop) if i in archive.reasons]
+        odd = self.odd[bisect_left(self.odd, part.start) : bisect_left(self.odd, part.stop)]
+        reasons = [archive.reasons[point] for point in odd]
         return digest(
             name, archive.units[name], archive.series[members.start : members.stop], reasons, found.hexdigest()
         )
