@@ -130,7 +130,7 @@ def test_points_without_a_number_are_on_the_status_page(tmp_path: Path) -> None:
     (home / "machine.json").write_text('{"machine": "box", "version": 1}')
     results = '{"a.time_x": [[1.0, null, NaN, Infinity], [["1", "2", "3", "4"]]], "a.time_y": [[2.0], []]}'
     (home / "abc-env.json").write_text(
-        '{"version": 2, "commit_hash": "abc", "env_name": "env", "date": 1, "params": {"machine": "box"},'
+        '{"version": 2, "commit_hash": "abcdef12", "env_name": "env", "date": 1, "params": {"machine": "box"},'
         f' "result_columns": ["result", "params"], "results": {results}}}'
     )
     render(tmp_path / "results", tmp_path / "site")
