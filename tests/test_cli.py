@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from archbench.cells import Cell
+from archbench.cli import console, measuring
 from archbench.discovery import load_track
 from archbench.reports.imports import import_file
+from archbench.reports.load import Problem
 from results_builder import small
 
 LLAMA = {
@@ -20,10 +24,11 @@ LLAMA = {
 }  # fmt: skip
 
 
-def archbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def archbench(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "archbench", *arguments],
         cwd=cwd,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -46,6 +51,8 @@ def archbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (("import", "llama-bench", "x.json"), "name one with --machine"),
         (("import", "llama-bench", "x.json", "--machine", "pi5"), "x.json: cannot be opened"),
         (("import", "asv", "theirs", "--machine", "pi5"), "leave --machine out"),
+        (("board", "--out", "."), "is the folder you are in"),
+        (("serve", "--port", "99999"), "65535"),
     ],
 )
 def test_a_mistake_ends_with_2_and_a_sentence(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
@@ -65,6 +72,31 @@ def test_unknown_targets_and_cases_are_named_before_anything_is_measured() -> No
         done = archbench(*arguments, cwd=root)
         assert done.returncode == 2
         assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "sentence"),
+    [
+        (("run", "attention/naive"), {"XDG_CACHE_HOME": os.devnull}, "Not a directory"),
+        (("check", "attention"), {"ARCHBENCH_DEVICE": "tpu"}, "tpu"),
+        (("machine",), {"HOME": "home"}, "move it away"),
+        (("run", "attention/naive"), {"HOME": "home"}, "move it away"),
+    ],
+)
+def test_a_host_that_is_not_ready_is_a_sentence(
+    arguments: tuple[str, ...], variables: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    """A cache that is no folder, a device that is not there, a machine file somebody spoilt."""
+    root = Path(__file__).resolve().parent.parent
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".asv-machine.json").write_text("{")
+    if "HOME" in variables:
+        variables = {"HOME": str(tmp_path / "home")}
+    done = archbench(*arguments, cwd=root, ARCHBENCH_MACHINE="only-a-test", **variables)
+    assert not (root / "reports" / "results" / "only-a-test").exists()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_list_prints_the_contract(tmp_path: Path) -> None:
@@ -118,6 +150,36 @@ def test_board_watch_renders_again_when_results_change(tmp_path: Path) -> None:
     finally:
         watching.kill()
         watching.communicate()
+
+
+def test_folders_are_found_from_anywhere_in_a_checkout(tmp_path: Path) -> None:
+    (tmp_path / "asv.conf.json").write_text("{}")
+    small(tmp_path / "reports" / "results")
+    inside = tmp_path / "docs" / "guide"
+    inside.mkdir(parents=True)
+    assert json.loads(archbench("export", cwd=inside).stdout)["rows"]
+    done = archbench("board", cwd=inside)
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "reports" / "site" / "index.html")
+    assert archbench("board", "--out", "..", cwd=inside).returncode == 2
+    assert list(inside.iterdir()) == []
+
+
+def test_foreign_text_neither_is_markup_nor_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "cannot open [/usr/lib/x.so] [red]\x1b[2J"
+    cell = Cell(
+        track="t", case="[/c]", contender="[bold]", baseline="b", status="crashed", reason=f"RuntimeError: {reason}"
+    )
+    measuring._print_cells([cell])
+    printed = capsys.readouterr().out
+    assert "[/c]" in printed
+    assert "[bold]" in printed
+    assert "[/usr/lib/x.so]" in printed
+    assert "[red]" in printed
+    assert "\x1b" not in printed
+    console.report([Problem("a\nskipped b: forged\x1b[2J", "why")])
+    (line, count) = capsys.readouterr().err.splitlines()
+    assert line == r"skipped 'a\nskipped b: forged\\u001b[2J': why"
+    assert count.startswith("1 file(s)")
 
 
 def _planted(path: Path) -> Path:
