@@ -221,7 +221,8 @@ def _outcome(cell: Cell) -> str:
     if cell.status != "ok":
         return legible(f"{cell.status}: {cell.reason}")
     slowdown = cell.metrics["slowdown"]
-    return f"{seconds(cell.metrics['latency_s'].value)}, {ratio(slowdown.value, slowdown.ci)} of {cell.baseline}"
+    numbers = f"{seconds(cell.metrics['latency_s'].value)}, {ratio(slowdown.value, slowdown.ci)} of {cell.baseline}"
+    return legible(f"{numbers} ({cell.reason})" if cell.reason else numbers)
 
 
 def _print_cells(cells: Sequence[Cell]) -> None:
