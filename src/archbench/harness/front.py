@@ -142,19 +142,11 @@ def run(wanted: Plan, configuration: Path, progress: Progress, waiting: Callable
     machine = machine_name(host, default_device(host))
     head = own_repository(configuration).head()
     results = results_dir(configuration)
-<<<<<<< HEAD
-    target = results / machine / CELLS_DIR
-    target.mkdir(parents=True, exist_ok=True)  # before anything is measured: there must be a place for it
-    with measuring_alone(waiting) as lock, tempfile.TemporaryDirectory(prefix="archbench-run-") as scratch:
-        private = Path(scratch)
-        write_asv_machine(host, machine)
-=======
     with measuring_alone(waiting) as lock, tempfile.TemporaryDirectory(prefix="archbench-run-") as scratch:
         private = Path(scratch)
         write_asv_machine(host, machine)
         # Before anything is measured: there must be a place for it.
         (results / machine / CELLS_DIR).mkdir(parents=True, exist_ok=True)
->>>>>>> f6472ce (wip)
         prepare(private, results, machine, head, configuration)
         file = private / "cells.jsonl"
         command = [sys.executable, "-m", "asv", "--config", str(private / CONFIGURATION), "run"]

@@ -19,10 +19,7 @@ from types import FrameType
 import psutil
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-<<<<<<< HEAD
-=======
 _ROUNDS = 3  # one that was being forked while we looked is seen in the next
->>>>>>> f6472ce (wip)
 _PATIENCE_S = 5.0  # for the kernel to take down what was killed
 
 
@@ -71,22 +68,14 @@ def own_session(
     try:
         yield process
     finally:
-<<<<<<< HEAD
-        while members := _members(process.pid):
-=======
         process.kill()
         process.wait()
         for _ in range(_ROUNDS):
             members = _members(process.pid)
->>>>>>> f6472ce (wip)
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
             psutil.wait_procs(members, _PATIENCE_S)
-<<<<<<< HEAD
-        process.wait()
-=======
->>>>>>> f6472ce (wip)
 
 
 def _members(leader: int) -> list[psutil.Process]:
