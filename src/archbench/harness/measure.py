@@ -19,7 +19,7 @@ from typing import Any
 
 from archbench.cells import Ceiling, Cell, Metric, Scalar, Status
 from archbench.checks import Wrong
-from archbench.discovery import Loaded, load_contender
+from archbench.discovery import Loaded, load_contender, track_modules
 from archbench.hardware.load import Watch
 from archbench.hardware.meters import peak_device_bytes, peak_host_bytes
 from archbench.harness.energy import energy_of
@@ -27,6 +27,7 @@ from archbench.harness.gate import Examiner
 from archbench.harness.neighbours import crowding, wait_for_quiet
 from archbench.harness.physics import IMPOSSIBLE_ABOVE, floor
 from archbench.harness.protocols import PROTOCOLS, Findings, Setting
+from archbench.harness.seal import Seal
 from archbench.harness.survey import Description
 from archbench.reasons import first_line, short, told
 from archbench.track import Call, Place, Track, Unavailable
@@ -94,20 +95,6 @@ def settle(action: Callable[[], Any]) -> Any:
         if _is_out_of_memory(error):
             raise Refused("oom", f"out of memory: {first_line(error)}") from error
         raise Refused("crashed", told(error) + _last_frame(error)) from error
-
-
-def _settings() -> dict[str, Any]:
-    """The global switches of torch a contender must leave as they were: it shares the process with the baseline."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        return {}
-    return {
-        "torch.get_num_threads()": torch.get_num_threads(),
-        "torch.is_grad_enabled()": torch.is_grad_enabled(),
-        "torch.get_default_dtype()": torch.get_default_dtype(),
-        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
 
 
 def examiner(track: Track[Any], case: Any, loaded: Loaded, place: Place) -> Examiner:
@@ -193,6 +180,20 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
     )
 
 
+def _rival(track: Track[Any], case: Any, contender: str, place: Place, seed: int) -> Examiner:
+    """The baseline, right at this case. Raises Refused."""
+    try:
+        rival = examiner(track, case, load_contender(track.name, track.baseline), place)
+        if contender != track.baseline:
+            settle(lambda: rival.ask_once(seed))
+    except Refused as refused:
+        if contender == track.baseline:
+            raise
+        reason = f"the baseline {track.baseline} is {refused.status}: {refused.reason}"
+        raise Refused("unsupported", reason) from refused
+    return rival
+
+
 def _watched(track: Track[Any], setting: Setting) -> tuple[Findings, dict[str, Scalar]]:
     """What the track's protocol finds, and what else happened meanwhile. Raises Refused."""
     watch = Watch()
@@ -205,20 +206,16 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
     place = bench.place
     preload(track)
     use_threads(case, place)
-    before = _settings()
     seed = secrets.randbelow(1 << 30)
     host["seed"] = seed
     host["threads"] = case.threads or place.cores
+    rival = _rival(track, case, contender, place, seed)
+    # Before anything of the contender is imported: what it finds here, it must leave here.
+    intact = Seal(track_modules().get(track.name, track.name)).check
     asked = examiner(track, case, load_contender(track.name, contender), place)
+    settle(intact)
     error = settle(lambda: asked.examine(seed))
-    try:
-        rival = examiner(track, case, load_contender(track.name, track.baseline), place)
-        if contender != track.baseline:
-            settle(lambda: rival.ask_once(seed))
-    except Refused as refused:
-        raise Refused(
-            "unsupported", f"the baseline {track.baseline} is {refused.status}: {refused.reason}"
-        ) from refused
+    settle(intact)
     setting = Setting(asked, rival.work, place, bench.cache_bytes, seed + 10, random.Random(secrets.randbits(64)))
     began = time.monotonic()
     found, seen = _watched(track, setting)
@@ -227,11 +224,6 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
         found, seen = _watched(track, replace(setting, seed=seed + 40))
     host.update(seen)
     error = max(error, found.error, settle(lambda: asked.ask_once(seed + 20)))
-    changed = [
-        f"{key} from {value} to {_settings()[key]}" for key, value in before.items() if _settings()[key] != value
-    ]
-    if changed:
-        raise Refused("wrong", f"changed a global setting: {', '.join(changed)}")
     extra = {"error": Metric(value=error, unit="ratio")}
     inputs = track.make_inputs(case, seed + 30, place.device)
     peak = peak_device_bytes if place.device == "cuda" else peak_host_bytes
@@ -241,6 +233,7 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
     energy = settle(lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s))
     if energy is not None:
         extra["energy_j"] = Metric(value=energy, unit="J")
+    settle(intact)
     return Findings(
         metrics=found.metrics | extra,
         latency_s=found.latency_s,
