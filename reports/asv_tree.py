@@ -166,7 +166,7 @@ def parse(found: dict[str, Any], machine: str) -> AsvFile:
         raise Unreadable(f"is of asv's version {str(found.get('version'))[:20]}, known are 1 and 2")
     found = as_version_2(found)
     commit, environment = found.get("commit_hash"), found.get("env_name")
-    if not is_commit(commit):
+    if not isinstance(commit, str) or not is_commit(commit):
         raise Unreadable("has no usable commit_hash")
     if not isinstance(environment, str):
         raise Unreadable("has no env_name")
@@ -192,14 +192,23 @@ def parse(found: dict[str, Any], machine: str) -> AsvFile:
             if reason:
                 reasons[len(codes)] = reason
             codes.append(code)
-            low, high = finite(_at(held, "stats_ci_99_a", i)), finite(_at(held, "stats_ci_99_b", i))
-            low, high = (low, high) if low is not None and high is not None else (None, None)
+            ends = finite(_at(held, "stats_ci_99_a", i)), finite(_at(held, "stats_ci_99_b", i))
+            low, high = ends if None not in ends else (None, None)
             numbers.append((number, low, high, finite(_at(held, "stats_repeat", i)) or 0.0))
-    value, low, high, repeat = np.array(numbers, dtype=np.float64).reshape(-1, 4).T
-    layout = Layout(tuple(benchmarks), tuple(combinations))
-    date = finite(found.get("date")) or 0.0
-    code = np.array(codes, dtype=np.uint8)
-    return AsvFile(commit, environment, date, params, layout, value, low, high, count(repeat), code, reasons)
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 4)
+    return AsvFile(
+        commit,
+        environment,
+        date_ms=finite(found.get("date")) or 0.0,
+        params=params,
+        layout=Layout(tuple(benchmarks), tuple(combinations)),
+        value=table[:, 0],
+        low=table[:, 1],
+        high=table[:, 2],
+        n=count(table[:, 3]),
+        code=np.array(codes, dtype=np.uint8),
+        reasons=reasons,
+    )
 
 
 def _combinations(name: str, axes: Any) -> Iterator[tuple[str, ...]]:

@@ -148,11 +148,12 @@ class _Packed(msgspec.Struct, array_like=True):
     date_ms: float
     params: dict[str, Any]
     layout: bytes
-    columns: list[bytes]
+    value: bytes
+    low: bytes
+    high: bytes
+    n: bytes
+    code: bytes
     reasons: dict[int, str]
-
-
-_KINDS = (np.float64, np.float64, np.float64, np.int64, np.uint8)
 
 
 class CachedReader:
@@ -175,9 +176,18 @@ class CachedReader:
 
     def _put(self, key: bytes, file: AsvFile) -> None:
         layout = file.layout
-        columns = [column.tobytes() for column in (file.value, file.low, file.high, file.n, file.code)]
         packed = _Packed(
-            file.commit, file.environment, file.date_ms, dict(file.params), layout.digest, columns, dict(file.reasons)
+            file.commit,
+            file.environment,
+            file.date_ms,
+            dict(file.params),
+            layout.digest,
+            file.value.tobytes(),
+            file.low.tobytes(),
+            file.high.tobytes(),
+            file.n.tobytes(),
+            file.code.tobytes(),
+            dict(file.reasons),
         )
         try:
             self._cache.put(key, msgspec.msgpack.encode(packed))
@@ -198,9 +208,16 @@ class CachedReader:
                 stored, type=tuple[tuple[str, ...], tuple[tuple[tuple[str, ...], ...], ...]]
             )
             layout = self._layouts[found.layout] = self._reader.same(Layout(names, combinations))
-        columns = [np.frombuffer(held, kind) for held, kind in zip(found.columns, _KINDS, strict=True)]
-        if any(len(column) != len(layout.keys) for column in columns):
-            return None
         return AsvFile(
-            found.commit, found.environment, found.date_ms, found.params, layout, *columns, reasons=found.reasons
+            found.commit,
+            found.environment,
+            found.date_ms,
+            found.params,
+            layout,
+            value=np.frombuffer(found.value),
+            low=np.frombuffer(found.low),
+            high=np.frombuffer(found.high),
+            n=np.frombuffer(found.n, dtype=np.int64),
+            code=np.frombuffer(found.code, dtype=np.uint8),
+            reasons=found.reasons,
         )

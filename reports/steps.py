@@ -97,15 +97,15 @@ def _segments(y: Floats, w: Floats) -> tuple[list[int], list[float], list[float]
         right, levels, _ = fit
         rest = y - np.repeat(levels, np.diff(right, prepend=0))
         before, after, heavy = rest[:-1], rest[1:], w[1:]
-        first = abs(float(rest[0])) * weights[0]
+        first: float = abs(float(rest[0])) * weights[0]
 
         def correlated(rho: float) -> float:
             return first + float(np.abs(after - rho * before) @ heavy)
 
-        rho = asv.golden_search(correlated, -1, 1, xatol=0.05, expand_bounds=True)
+        rho: float = asv.golden_search(correlated, -1, 1, xatol=0.05, expand_bounds=True)
         jumps = [abs(b - a) for a, b in pairwise(levels)]
         floor = 0.1 * min(jumps) if len(levels) > 2 else 0.001 * min(map(abs, levels))
-        found: float = penalty * len(right) + math.log(max(1e-300, floor) + correlated(rho))
+        found = penalty * len(right) + math.log(max(1e-300, floor) + correlated(rho))
         if found < best[0]:
             best = (found, fit)
         return found
@@ -177,7 +177,9 @@ def drift(values: Floats, least: float = LEAST_CHANGE) -> Change | None:
 def weights_of(low: Floats, high: Floats) -> Floats:
     """asv's weights of values by their intervals; NaN where there is no interval or it has no width."""
     width = np.abs(high - low)
-    return np.divide(2.0, width, out=np.full(len(width), np.nan), where=width > 0)
+    found = np.full(len(width), np.nan)
+    np.divide(2.0, width, out=found, where=width > 0)
+    return found
 
 
 def moves(values: Floats, bounds: NDArray[np.int64]) -> Floats:

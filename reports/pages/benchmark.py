@@ -193,7 +193,7 @@ def _line(histories: Histories, series: int) -> Line:
 
 
 def _source(archive: Archive, point: int) -> Source:
-    return archive.sources[archive.source[point]]
+    return archive.sources[int(archive.source[point])]
 
 
 def _ratio(values: NDArray[np.float64], known: NDArray[np.int64]) -> float:
