@@ -178,7 +178,7 @@ def test_foreign_text_neither_is_markup_nor_steers_the_terminal(capsys: pytest.C
     assert "\x1b" not in printed
     console.report([Problem("a\nskipped b: forged\x1b[2J", "why")])
     (line, count) = capsys.readouterr().err.splitlines()
-    assert line == r"skipped 'a\nskipped b: forged\\u001b[2J': why"
+    assert line == r"skipped a\nskipped b: forged\u001b[2J: why"
     assert count.startswith("1 file(s)")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from archbench.cli.console import RESULTS, SITE, Results, app, err, fail, from_checkout, out, report
+from archbench.cli.console import RESULTS, SITE, Results, app, err, fail, from_checkout, on_one_line, out, report
 from archbench.names import is_safe_name
 
 Into = Annotated[
@@ -161,7 +161,7 @@ def validate(
         print(json.dumps(verdict.as_dict(), indent=1, allow_nan=False))
     else:
         for problem in verdict.quarantined:
-            print(f"{problem.path}: {problem.reason}")
+            print(on_one_line(problem))
         print(f"{verdict.files} files, {verdict.rows} rows, {len(verdict.quarantined)} quarantined")
     if not verdict.usable:
         err.print(f"archbench: nothing usable in {results}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -56,11 +56,15 @@ def plain(foreign: str) -> Text:
     return Text(legible(foreign))
 
 
+def on_one_line(problem: Problem) -> str:
+    """Path and reason; a line end in either would look like one problem more."""
+    return f"{problem.path}: {problem.reason}".replace("\n", "\\n").replace("\t", "\\t")
+
+
 def report(problems: Sequence[Problem]) -> None:
     """Name what did not count, on stderr."""
     for problem in problems:
-        path = problem.path if problem.path.isprintable() else repr(problem.path)  # a line end would forge a line
-        err.print(f"skipped {path}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"skipped {on_one_line(problem)}", markup=False, highlight=False, soft_wrap=True)
     if problems:
         err.print(f"{len(problems)} file(s) or record(s) did not count", style="yellow")
 

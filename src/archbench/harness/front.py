@@ -155,14 +155,15 @@ def run(wanted: Plan, configuration: Path, progress: Progress, waiting: Callable
         for track in wanted.cases:
             command += ["--bench", wanted.regex(track)]
         log = private / "asv.log"
-        interrupted = False
+        whole = interrupted = False
         try:
             _follow(command, _environment(private, file), log, lock, file, wanted.total, progress)
+            whole = True
         except KeyboardInterrupt:
             interrupted = True
         finally:
             # Also when something unforeseen ended it: what is measured is measured.
-            if sys.exception() is not None or interrupted:
+            if not whole:
                 drop_unfinished(file)
             kept = _keep(private, file, results, machine)
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
