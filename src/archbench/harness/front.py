@@ -273,5 +273,8 @@ def checks(track_name: str, contenders: Sequence[str]) -> Iterator[tuple[str, li
         answer = run_isolated(ask, track.timing.deadline_s)
         if isinstance(answer, Died):
             yield contender, [Verdict("every case", answer.status, answer.reason)]
-        else:
+            continue
+        try:
             yield contender, msgspec.json.decode(answer, type=list[Verdict])
+        except msgspec.DecodeError:
+            yield contender, [Verdict("every case", "crashed", "its process answered with something else")]
