@@ -20,7 +20,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ def run_isolated(work: Callable[[], bytes], deadline_s: float) -> bytes | Died:
         return next(answers, Died("crashed", "the process exited with code 0 and no result"))
 
 
-def reports(work: Callable[[Send], None], limit_s: float) -> Iterator[bytes | Died]:
+def reports(work: Callable[[Send], None], limit_s: float) -> Generator[bytes | Died, None, None]:
     """Run ``work(send)`` in a forked child and yield what it sends, as it comes; at most ``limit_s`` between two.
 
     Ends with a ``Died`` when the child does not come to the end of ``work``. What the child prints goes to stderr:

@@ -73,7 +73,9 @@ class Seal:
         self._namespaces = [(module, set(vars(module))) for module in watched]
         used = {name for module in watched for code in _codes(module) for name in _named(code)}
         names = {name for name in used if not name.startswith("__")}
-        self._modules = {name: sys.modules[name] for name in ("torch", "numpy", "time") if name in sys.modules}
+        self._modules: dict[str, ModuleType] = {
+            name: sys.modules[name] for name in ("torch", "numpy", "time") if name in sys.modules
+        }
         self._kept = [entry for module in watched for entry in _contents(module, module.__name__)]
         for owner, label in _foreign():
             for name in names & set(dir(owner)):
@@ -87,7 +89,7 @@ class Seal:
         changed = [f"{key} from {value} to {now[key]}" for key, value in self._settings.items() if now[key] != value]
         if changed:
             raise Wrong(f"changed a global setting: {', '.join(changed)}")
-        replaced = [name for name, module in self._modules.items() if sys.modules.get(name) is not module]
+        replaced: list[str] = [name for name, module in self._modules.items() if sys.modules.get(name) is not module]
         for module, names in self._namespaces:  # a global named like a builtin is taken for it
             replaced += [f"{module.__name__}.{name}" for name in vars(module).keys() - names if hasattr(builtins, name)]
         replaced += [label for owner, name, value, data, label in self._kept if not _is_still(owner, name, value, data)]
