@@ -1,7 +1,8 @@
 """C++ of contenders: compiled for this machine, once, and kept.
 
-A library is named by the digest of its source, the flags and what the compiler says of this processor, so an edited
-source, another compiler or another machine in a shared home directory gets its own.
+A library is made of all ``*.cpp`` of a folder and named by the digest of everything in the folder, the flags and what
+the compiler says of this processor, so an edited source, another compiler or another machine in a shared home directory
+gets its own.
 """
 
 from __future__ import annotations
@@ -26,27 +27,30 @@ def folder() -> Path:
 
 
 @cache
-def load(source: Path) -> ctypes.CDLL:
-    """The library of a C++ file, built where it is not there yet.
+def load(sources: Path) -> ctypes.CDLL:
+    """The library of a folder of C++, built where it is not there yet.
 
     Import torch before: the library then shares its OpenMP runtime, and with it threads and their number.
     Raises Unavailable where there is no compiler or it knows no OpenMP, RuntimeError where the source does not compile.
     """
-    return ctypes.CDLL(str(build(source)))
+    return ctypes.CDLL(str(build(sources)))
 
 
-def build(source: Path, extra: tuple[str, ...] = ()) -> Path:
-    """Compile a C++ file with ``FLAGS`` and ``extra`` for this processor; the library's path. Raises as ``load``."""
+def build(sources: Path, extra: tuple[str, ...] = ()) -> Path:
+    """Compile a folder with ``FLAGS`` and ``extra`` for this processor; the library's path. Raises as ``load``."""
     compiler = _compiler()
     target = _target(compiler)
-    parts = (source.read_bytes(), *map(str.encode, (*FLAGS, *extra, target)), _macros(compiler, target))
+    files = sorted(path for path in sources.iterdir() if path.suffix in (".cpp", ".hpp"))
+    parts = [part for path in files for part in (path.name.encode(), path.read_bytes())]
+    parts += [*map(str.encode, (*FLAGS, *extra, target)), _macros(compiler, target)]
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
-    path = folder() / f"{source.stem}-{digest}.so"
+    path = folder() / f"{sources.parent.name}-{digest}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            _run(compiler, *FLAGS, target, *extra, str(source), "-o", str(staged))
+            units = [str(path) for path in files if path.suffix == ".cpp"]
+            _run(compiler, *FLAGS, target, *extra, *units, "-o", str(staged))
             os.replace(staged, path)
         finally:
             staged.unlink(missing_ok=True)

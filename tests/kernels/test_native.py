@@ -14,8 +14,9 @@ from archbench.track import Unavailable
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "answer.cpp"
-    path.write_text('extern "C" int answer() { return 42; }')
+    path = tmp_path / "answer" / "_cpu"
+    path.mkdir(parents=True)
+    (path / "answer.cpp").write_text('extern "C" int answer() { return 42; }')
     return path
 
 
@@ -25,7 +26,7 @@ def test_a_library_is_built_once_and_again_when_its_source_or_flags_change(sourc
     assert native.build(source) == first
     assert first.stat().st_mtime_ns == made
     assert native.build(source, ("-DX",)) != first
-    source.write_text('extern "C" int answer() { return 43; }')
+    (source / "answer.cpp").write_text('extern "C" int answer() { return 43; }')
     second = native.build(source)
     assert second != first
     assert native.load(source).answer() == 43
@@ -33,7 +34,7 @@ def test_a_library_is_built_once_and_again_when_its_source_or_flags_change(sourc
 
 
 def test_what_does_not_compile_says_why_and_leaves_nothing(source: Path) -> None:
-    source.write_text("int answer( {")
+    (source / "answer.cpp").write_text("int answer( {")
     with pytest.raises(RuntimeError, match=r"failed: .*answer\.cpp.*error"):
         native.build(source)
     assert list(native.folder().iterdir()) == []

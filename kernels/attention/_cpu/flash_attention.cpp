@@ -1,174 +1,24 @@
-// Attention for CPUs: blocks of queries against packed keys and values, softmax in one pass.
+// Attention for CPUs, forward: blocks of queries against packed keys and values, softmax in one pass.
 //
-// A task is a block of query rows of one head. Scores of the block against BLOCK_KEYS keys are formed in register tiles of
-// TILE_ROWS x TILE_COLS, turned into weights with a running maximum and sum, and multiplied with the values in the same
-// tiles; the output is rescaled when the maximum grows. Keys and values are packed once per KV head into the order the
-// tiles read them in, which is linear in the length and shared by the query heads of the group.
-//
-// Three ways through the arithmetic, chosen by the compiler's target:
-//   AVX-512 BF16   bf16 products in pairs (vdpbf16ps), float accumulators, weights rounded to bf16
-//   AVX-512        float products; bf16 inputs are widened when they are packed
-//   AVX2, NEON     the same with narrower vectors
+// A task is a block of query rows of one head. Scores of the block against BLOCK_KEYS keys are formed in register tiles,
+// turned into weights with a running maximum and sum, and multiplied with the values in the same tiles; the output is
+// rescaled when the maximum grows. Keys and values are packed once per KV head into the order the tiles read them in,
+// which is linear in the length and shared by the query heads of the group.
 //
 // Threads are OpenMP's, so in a process that loaded torch they are torch's own pool and number.
 //
 // Letters: B batch, H query heads, G KV heads, R = H / G, T length, D head size.
 // Source: Milakov & Gimelshein 2018, arXiv:1805.02867; Dao 2023, arXiv:2307.08691.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <new>
-#include <type_traits>
-
-#if defined(__AVX512F__) || defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-#include <omp.h>
+#include "tiles.hpp"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16, VECTORS = 4;  // 6 x 4 accumulators, 4 operands, 1 broadcast of 32 registers
-#elif defined(__AVX2__)
-constexpr int WIDTH = 8, VECTORS = 2;  // 6 x 2 of 16
-#else
-constexpr int WIDTH = 4, VECTORS = 4;  // NEON: 6 x 4 of 32
-#endif
-constexpr int TILE_ROWS = 6;
-constexpr int TILE_COLS = WIDTH * VECTORS;
+using namespace archbench;
+
 constexpr int BLOCK_ROWS = 48;
-#ifndef BLOCK_KEYS
-#define BLOCK_KEYS 256
-#endif
+constexpr int BLOCK_KEYS = 256;
 constexpr float MASKED = -1e30f;
-constexpr float LOG2_E = 1.4426950408889634f;
-
-typedef float Vector __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t Integers __attribute__((vector_size(4 * WIDTH)));
-typedef float Unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-
-inline Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-inline void store(float* p, Vector x) { *reinterpret_cast<Unaligned*>(p) = x; }
-inline Vector all(float x) { return Vector{} + x; }
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-
-inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
-inline float widen(uint16_t x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-inline float widen(float x) { return x; }
-inline uint16_t narrow(float x) {  // round to nearest even; the inputs are finite
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// 2^x for x <= 0 to 2e-7: round to the nearest integer, a polynomial for the rest, the integer into the exponent.
-inline Vector exp2(Vector x) {
-    const Vector magic = all(12582912.0f);  // 1.5 * 2^23: its low bits are the rounded integer
-    x = larger(x, all(-126.0f));
-    Vector shifted = x + magic;
-    Vector f = x - (shifted - magic);
-    Vector p = all(1.3333558e-3f);
-    p = p * f + all(9.6181291e-3f);
-    p = p * f + all(5.5504109e-2f);
-    p = p * f + all(2.4022651e-1f);
-    p = p * f + all(6.9314718e-1f);
-    p = p * f + all(1.0f);
-    return reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) + (reinterpret_cast<Integers>(shifted) << 23));
-}
-
-inline float sum_of(Vector x) {
-    float s = 0;
-    for (int i = 0; i < WIDTH; ++i) s += x[i];
-    return s;
-}
-inline float max_of(Vector x) {
-    float m = x[0];
-    for (int i = 1; i < WIDTH; ++i) m = std::max(m, x[i]);
-    return m;
-}
-
-// How products are formed: Exact widens everything to float, Pairs multiplies bf16 pairs.
-struct Exact {
-    using Packed = float;
-    using Weight = float;
-    static constexpr int STEP = 1;  // terms of a sum per operand
-    static inline Vector operand(const float* b, int v) { return load(b + v * WIDTH); }
-    static inline Vector broadcast(const float* a) { return all(*a); }
-    static inline Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
-    static inline Packed pack(float x) { return x; }
-    static inline void weights(float* row, Vector p0, Vector p1) {
-        store(row, p0);
-        store(row + WIDTH, p1);
-    }
-};
-
-#if defined(__AVX512BF16__)
-struct Pairs {
-    using Packed = uint16_t;
-    using Weight = uint16_t;
-    static constexpr int STEP = 2;
-    static inline __m512i operand(const uint16_t* b, int v) {
-        return _mm512_loadu_si512(b + v * 2 * WIDTH);
-    }
-    static inline __m512i broadcast(const uint16_t* a) {
-        int32_t pair;
-        std::memcpy(&pair, a, 4);
-        return _mm512_set1_epi32(pair);
-    }
-    static inline Vector multiply_add(__m512i a, __m512i b, Vector c) {
-        return Vector(_mm512_dpbf16_ps(__m512(c), (__m512bh)a, (__m512bh)b));
-    }
-    static inline Packed pack(uint16_t x) { return x; }
-    static inline void weights(uint16_t* row, Vector p0, Vector p1) {
-        _mm512_storeu_si512(row, (__m512i)_mm512_cvtne2ps_pbh(__m512(p1), __m512(p0)));
-    }
-};
-#endif
-
-// c[ROWS][TILE_COLS] = a[ROWS][terms] * b[terms][TILE_COLS], or scale[row] * c + a * b.
-template <class Way, int ROWS, bool ADD>
-inline void tile(const typename Way::Packed* a, int64_t stride_a, const typename Way::Packed* b, int terms, float* c,
-                 int stride_c, const float* scale) {
-    Vector sum[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v)
-            sum[r][v] = ADD ? load(c + r * stride_c + v * WIDTH) * all(scale[r]) : Vector{};
-    for (int k = 0; k < terms; k += Way::STEP) {
-        decltype(Way::operand(b, 0)) operands[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) operands[v] = Way::operand(b, v);
-        for (int r = 0; r < ROWS; ++r) {
-            auto x = Way::broadcast(a + r * stride_a + k);
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = Way::multiply_add(x, operands[v], sum[r][v]);
-        }
-        b += Way::STEP * TILE_COLS;
-    }
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v) store(c + r * stride_c + v * WIDTH, sum[r][v]);
-}
-
-template <class Way, bool ADD>
-inline void tiles(int rows, const typename Way::Packed* a, int64_t stride_a, const typename Way::Packed* b, int terms,
-                  float* c, int stride_c, const float* scale) {
-    int r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        tile<Way, TILE_ROWS, ADD>(a + r * stride_a, stride_a, b, terms, c + r * stride_c, stride_c, scale + r);
-    a += r * stride_a, c += r * stride_c, scale += r;
-    switch (rows - r) {
-        case 5: tile<Way, 5, ADD>(a, stride_a, b, terms, c, stride_c, scale); break;
-        case 4: tile<Way, 4, ADD>(a, stride_a, b, terms, c, stride_c, scale); break;
-        case 3: tile<Way, 3, ADD>(a, stride_a, b, terms, c, stride_c, scale); break;
-        case 2: tile<Way, 2, ADD>(a, stride_a, b, terms, c, stride_c, scale); break;
-        case 1: tile<Way, 1, ADD>(a, stride_a, b, terms, c, stride_c, scale); break;
-    }
-}
 
 struct Problem {
     int B, H, G, T, D;
@@ -324,7 +174,6 @@ struct Attention {
         return 0;
     }
 
-    static size_t round_up64(size_t x) { return (x + 63) / 64 * 64; }
 };
 
 template <class Element, class Way>

@@ -6,14 +6,13 @@ import ctypes
 import math
 import platform
 import resource
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from archbench.kernels import native
-from archbench.kernels.attention.cpu_native import SOURCE, attention, forward
+from archbench.kernels.attention.cpu_native import SOURCES, attention, forward
 
 # Wider instructions of this processor are left out, so that the paths of smaller ones run here too.
 WAYS: dict[str, tuple[str, ...]] = {"native": ()}
@@ -26,7 +25,7 @@ if platform.machine() == "x86_64":
 @pytest.fixture(params=WAYS, scope="module")
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(native.build(SOURCE, WAYS[request.param])))
+        return ctypes.CDLL(str(native.build(SOURCES, WAYS[request.param])))
     except native.Unavailable as reason:
         pytest.skip(str(reason))
 
@@ -65,6 +64,21 @@ def test_output_and_logsumexp(
     assert (lse.double() - want_lse).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 6e-2)])
+def test_gradients(library: ctypes.CDLL, size: tuple[int, ...], causal: bool, dtype: torch.dtype, bound: float) -> None:
+    leaves = [x.requires_grad_() for x in inputs(*size, dtype)]
+    out = attention(library, *leaves, causal=causal)
+    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    got = torch.autograd.grad(out, leaves, dout)
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    want = torch.autograd.grad(reference(*wide, causal)[0], wide, dout.double())
+    for name, ours, theirs in zip("qkv", got, want, strict=True):
+        assert ours.dtype is dtype
+        assert (ours.double() - theirs).abs().max() < bound, name
+
+
 def test_large_scores_do_not_overflow(library: ctypes.CDLL) -> None:
     q, k, v = inputs(1, 1, 1, 100, 64, torch.float32)
     out, _ = forward(library, q * 60, k * 60, v, False, save=False)
@@ -92,5 +106,5 @@ def test_memory_grows_with_the_length_not_with_its_square(library: ctypes.CDLL) 
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100e6
 
 
-def test_the_source_is_in_the_package() -> None:
-    assert Path(SOURCE).is_file()
+def test_the_sources_are_in_the_package() -> None:
+    assert {path.suffix for path in SOURCES.iterdir()} == {".cpp", ".hpp"}
