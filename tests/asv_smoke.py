@@ -12,18 +12,22 @@ import sys
 import tempfile
 from pathlib import Path
 
+from working_copy import link_packages
+
 ROOT = Path(__file__).resolve().parent.parent
 CASE, CONTENDER = "b1-h4-len128-d64-fp32-fwd", "naive"
 BENCH = rf"attention.*\('{CASE}', '{CONTENDER}'\)"
 PROBLEM_EXIT = 2  # asv's "a benchmark failed" or "something got slower"
 
 
-def run(*command: str, cwd: Path, home: Path, allowed: tuple[int, ...] = (0,)) -> str:
+def run(*command: str, cwd: Path, home: Path, allowed: tuple[int, ...] = (0,), packages: Path | None = None) -> str:
     """Run a command without a terminal, as an unattended machine does; anything unexpected ends the script."""
     print("$", *command, flush=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ASV_", "ARCHBENCH_"))}
     environment |= {"HOME": str(home), "GIT_CONFIG_GLOBAL": str(home / "gitconfig")}
     environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    if packages is not None:  # asv drops PYTHONPATH and takes its own variable instead
+        environment |= {"PYTHONPATH": str(packages), "ASV_PYTHONPATH": str(packages)}
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -64,7 +68,10 @@ def main() -> None:
         run(*asv, "check", "-E", f"existing:{sys.executable}", cwd=clone, home=home)
         results = clone / "reports" / "results"
         existing = ("-E", f"existing:{sys.executable}", "--set-commit-hash", "HEAD")
-        print(run(*asv, "run", *existing, "--bench", BENCH, cwd=clone, home=home)[-1500:])
+        # The current environment holds the code of this checkout; rows of the clone are of the clone's code.
+        packages = Path(scratch) / "packages"
+        link_packages(clone, packages)
+        print(run(*asv, "run", *existing, "--bench", BENCH, cwd=clone, home=home, packages=packages)[-1500:])
         assert len(values(results, "track_latency")) == 1, "asv did not store the latency"
         print(run(*asv, "continuous", "HEAD~1", "HEAD", "--bench", BENCH, cwd=clone, home=home, allowed=(0, 1))[-1500:])
         for metric in ("track_latency", "track_slowdown", "track_peak_bytes"):

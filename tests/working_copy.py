@@ -53,6 +53,15 @@ class Copy:
         return subprocess.run(command, cwd=self.top, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def link_packages(top: Path, packages: Path) -> None:
+    """Make a folder for PYTHONPATH in which ``archbench`` is the tree at ``top``."""
+    (packages / "archbench").mkdir(parents=True)
+    for path in (top / "src" / "archbench").iterdir():
+        (packages / "archbench" / path.name).symlink_to(path)
+    for room in ROOMS:
+        (packages / "archbench" / room).symlink_to(top / room)
+
+
 def copy_tree(folder: Path) -> Copy:
     """Copy what git tracks or would track, commit it, and link the rooms into one package."""
     top, packages, home = folder / "tree", folder / "packages", folder / "home"
@@ -69,11 +78,7 @@ def copy_tree(folder: Path) -> Copy:
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, top / name)
     home.mkdir()
-    (packages / "archbench").mkdir(parents=True)
-    for path in (top / "src" / "archbench").iterdir():
-        (packages / "archbench" / path.name).symlink_to(path)
-    for room in ROOMS:
-        (packages / "archbench" / room).symlink_to(top / room)
+    link_packages(top, packages)
     copy = Copy(top, packages, home)
     copy.git("init", "-q", "-b", "main")
     copy.git("add", "-A")
