@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -146,7 +147,10 @@ def test_a_configuration_asv_does_not_accept_is_a_sentence(text: str, tmp_path: 
         results_dir(tmp_path / "asv.conf.json")
 
 
-def test_a_run_that_cannot_be_merged_is_kept_and_the_place_named(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_merged_is_kept_and_the_place_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     private, results = tmp_path / "private", tmp_path / "results"
     file = run_file(private / "cells.jsonl", RUN, cell("naive"))
     results.mkdir()
