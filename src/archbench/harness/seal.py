@@ -26,7 +26,7 @@ OURS = (
     "archbench.hardware.timers",
     "archbench.stats",
 )
-_DATA = (bool, int, float, str, bytes, tuple, list, dict, set, frozenset)
+_PARTS = ("__code__", "__defaults__", "__kwdefaults__")
 _ABSENT = object()
 
 
@@ -86,12 +86,14 @@ class Seal:
     def check(self) -> None:
         """Raises Wrong."""
         now = settings()
-        changed = [f"{key} from {value} to {now[key]}" for key, value in self._settings.items() if now[key] != value]
+        changed = [f"{k} from {value} to {now.get(k)}" for k, value in self._settings.items() if now.get(k) != value]
         if changed:
             raise Wrong(f"changed a global setting: {', '.join(changed)}")
         replaced: list[str] = [name for name, module in self._modules.items() if sys.modules.get(name) is not module]
         for module, names in self._namespaces:  # a global named like a builtin is taken for it
-            replaced += [f"{module.__name__}.{name}" for name in vars(module).keys() - names if hasattr(builtins, name)]
+            added = {name for name in vars(module).keys() - names if hasattr(builtins, name)}
+            # A contender's file may be named like one: importing it leaves its module in the package.
+            replaced += [f"{module.__name__}.{name}" for name in added if type(getattr(module, name)) is not ModuleType]
         replaced += [label for owner, name, value, data, label in self._kept if not _is_still(owner, name, value, data)]
         if replaced:
             more = f" and {len(replaced) - 3} more" if len(replaced) > 3 else ""
@@ -103,31 +105,47 @@ _Entry = tuple[Any, str, Any, Any, str]
 
 
 def _contents(owner: Any, label: str) -> Iterator[_Entry]:
-    """What the namespace of a module, class or object of ours holds, and what is inside of that."""
+    """What the namespace of a module, class or frozen object of ours holds, and what is inside of that.
+
+    Of a module's data only constants count, by their names: what else it keeps, a cache for one, may change.
+    """
+    in_module = isinstance(owner, ModuleType)
     for name, value in list(vars(owner).items()):
-        if name.startswith("__") and not callable(value):
+        constant = name.isupper() if in_module else not isinstance(owner, type)
+        if isinstance(value, ModuleType) or not (callable(value) or constant or _wrapped(value)):
             continue
         path = f"{label}.{name}"
-        if isinstance(value, ModuleType):
-            continue
-        plain = isinstance(value, _DATA)
-        yield owner, name, value, copy.deepcopy(value) if plain else None, path
-        inner = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        yield owner, name, value, copy.deepcopy(value) if constant and _is_plain(value) else None, path
+        inner = value.__func__ if _wrapped(value) else value
         if isinstance(inner, FunctionType):
-            for part in ("__code__", "__defaults__", "__kwdefaults__"):
+            for part in _PARTS:
                 yield inner, part, getattr(inner, part), None, path
-        elif isinstance(owner, ModuleType) and getattr(value, "__module__", None) == owner.__name__:
-            yield from _contents(value, path) if isinstance(value, type) else ()
-        elif (
-            isinstance(owner, ModuleType)
-            and not isinstance(value, type)
-            and hasattr(type(value), "__dataclass_fields__")
-        ):
-            yield from _contents(value, path) if hasattr(value, "__dict__") else ()
+        of_ours = isinstance(value, type) and value.__module__ == getattr(owner, "__name__", "")
+        if in_module and (of_ours or _is_frozen(value)):
+            yield from _contents(value, path)
+
+
+def _wrapped(value: Any) -> bool:
+    return isinstance(value, (staticmethod, classmethod))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is data all through, so that a copy can be compared with it."""
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, bytes, FunctionType, type))
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether a value is an object of a frozen dataclass, a track for one."""
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen) and hasattr(value, "__dict__")
 
 
 def _is_still(owner: Any, name: str, value: Any, data: Any) -> bool:
-    if name in ("__code__", "__defaults__", "__kwdefaults__"):
+    if name in _PARTS:
         return getattr(owner, name) is value
     now = inspect.getattr_static(owner, name, _ABSENT)
     if data is None:
