@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from archbench.cells import Ceiling, Scalar
 from archbench.formatting import quantity
@@ -22,14 +23,14 @@ def _shown(key: str, value: Scalar) -> str:
 
 def machine_tables(host: Host, name: str, ceilings: Sequence[Ceiling], profile: Profile | None) -> list[Table]:
     """Two tables: what was detected, and what was measured beside the datasheet's figure."""
-    facts = Table(title=name, title_justify="left", show_header=False)
+    facts = Table(title=Text(name), title_justify="left", show_header=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     for key, value in host.facts().items():
-        facts.add_row(key, _shown(key, value))
+        facts.add_row(Text(key), Text(_shown(key, value)))
     if host.gpus and why_not_cuda(host):
-        facts.add_row("the GPU is not used", why_not_cuda(host))
-    facts.add_row("profile", f"{profile.name} ({profile.source})" if profile else "none matches")
+        facts.add_row("the GPU is not used", Text(why_not_cuda(host) or ""))
+    facts.add_row("profile", Text(f"{profile.name} ({profile.source})" if profile else "none matches"))
     measured = Table(title="ceilings: the best this machine was measured to reach", title_justify="left")
     for column in ("what", "dtype", "threads"):
         measured.add_column(column)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,9 +64,9 @@ class Row:
         return (self.machine, self.commit, self.track, self.case, self.contender)
 
     @property
-    def group(self) -> tuple[str, str, str, str, str]:
-        """Rows that are ranked together."""
-        return (self.machine, self.commit, self.track, self.version, self.case)
+    def group(self) -> tuple[str, str, str, str, str, str]:
+        """Rows that are ranked together: their slowdowns are against the same baseline."""
+        return (self.machine, self.commit, self.track, self.version, self.case, self.baseline)
 
 
 @dataclass
@@ -120,9 +121,15 @@ def load(folder: Path) -> Results:
                 continue
             sources.append(name)
     tracks = {name: note for run in runs for name, note in run.tracks.items()}  # the newest run's word counts
-    found = {row.key: row for run in runs for row in _run_rows(run)}  # the newest run's cell counts
+    found = {row.key: row for run in runs for row in _run_rows(run, run.cells)}  # the newest run's cell counts
+    told = {(run.run.machine, run.run.commit) for run in runs}
     for row in _asv_rows(asv_files, files, tracks):
-        found.setdefault(row.key, row)
+        # Where our run files tell of a commit, what asv calls failed and they do not know was not asked for.
+        if row.status == "ok" or (row.machine, row.commit) not in told:
+            found.setdefault(row.key, row)
+    for run in runs:
+        for row in _run_rows(run, run.unfinished):
+            found.setdefault(row.key, row)
     archive = build(asv_files, files.benchmarks, lambda layout: _own_points(layout, files))
     if not found and not len(archive) and not problems:
         raise no_results(folder)
@@ -151,14 +158,14 @@ def _uncollected() -> Iterator[None]:
 
 def reproduce(track: str, contender: str, case: str) -> str:
     """The command that repeats a row."""
-    return f"archbench run {track}/{contender} --case {case}"
+    return f"archbench run {shlex.quote(f'{track}/{contender}')} --case {shlex.quote(case)}"
 
 
-def _run_rows(file: RunFile) -> Iterable[Row]:
+def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
     run = file.run
     shared: dict[str, Scalar] = {**run.host, "device": run.device, "dirty": run.dirty, "environment": run.environment}
     shared |= {f"version.{name}": value for name, value in run.versions.items()}
-    for cell in file.cells:
+    for cell in cells:
         note = file.tracks.get(cell.track)
         yield Row(
             machine=run.machine,

@@ -29,6 +29,9 @@ class RunFile:
     name: str = ""  # how problems call it
     tracks: dict[str, TrackNote] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+    unfinished: list[Cell] = field(
+        default_factory=list
+    )  # begun and never ended: crashed, where no other run knows more
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -81,7 +84,7 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
         elif isinstance(record, Started):
             started[record.track, record.case, record.contender] = record
     for mark in started.values():
-        found.cells.append(
+        found.unfinished.append(
             Cell(
                 track=mark.track,
                 case=mark.case,

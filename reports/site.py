@@ -71,9 +71,12 @@ def _write(board: Board, folder: Path, old: Path, memory: dict[str, Any]) -> tup
     known: dict[str, list[str]] = memory.get("files", {}) if memory.get("code") == code else {}
     kept: dict[str, list[str]] = {}
     pages = made = 0
+    folders: set[str] = set()
     for output in everything(board):
         path = folder / output.path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if (parent := os.path.dirname(output.path)) not in folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folders.add(parent)
         key, content = known.get(output.path, ["", ""])
         if key != output.key or not _link(old / output.path, path, content):
             data = output.make()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemBytecodeCache, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from archbench import __version__
@@ -78,11 +80,22 @@ def _policy(scripts: tuple[str, ...]) -> str:
     return f"default-src 'none'; style-src {_hash('board.css')}; script-src {allowed}; img-src data:; base-uri 'none'"
 
 
+def _compiled() -> FileSystemBytecodeCache | None:
+    """Where compiled templates are kept: by jinja2's digest of their source. None where there is no such place."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "archbench" / "templates"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    return FileSystemBytecodeCache(str(folder)) if os.access(folder, os.W_OK) else None
+
+
 @cache
 def environment() -> Environment:
     """The jinja2 environment of all pages."""
     made = Environment(
         loader=PackageLoader("archbench.reports"),
+        bytecode_cache=_compiled(),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

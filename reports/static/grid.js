@@ -16,7 +16,8 @@
 
   const { significant, seconds, quantity, ratio, percent } = numbers;
   const rankText = (rank) => (rank === null ? "" : rank[0] === rank[1] ? String(rank[0]) : `${rank[0]}-${rank[1]}`);
-  const command = (i) => (at(data.repeat, i) ? `archbench run ${text("track", i)}/${text("contender", i)} --case ${text("case", i)}` : "");
+  const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replace(/'/g, "'\"'\"'")}'`); // for a shell
+  const command = (i) => (at(data.repeat, i) ? `archbench run ${quoted(`${text("track", i)}/${text("contender", i)}`)} --case ${quoted(text("case", i))}` : "");
   const printed = (name, i) => (metric(name, i) === null ? "" : quantity(metric(name, i), metric(name, i, "unit")));
   const known = new Set(["latency_s", "slowdown", "peak_bytes", "error", "energy_j"]);
   const others = Object.keys(data.metrics).filter((name) => !known.has(name));

@@ -4,9 +4,4 @@ This package is the vocabulary every room shares (tracks, cases, contenders, che
 It imports no torch: the board, the agent and the edge track work without it.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("archbench")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+source"
+__version__ = "0.1.0"  # pyproject.toml reads it here

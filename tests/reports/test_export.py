@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from archbench.cells import ContenderNote
+from archbench.cells import ContenderNote, Started
 from archbench.reports.export import export
 from archbench.reports.load import NoResults
 from results_builder import COMMIT, MACHINE, cell, note, run, small, write
@@ -114,3 +115,35 @@ def test_a_contender_that_lacks_a_note_is_still_a_row(tmp_path: Path) -> None:
     write(tmp_path, [run(), cell("ghost", 0.9), cell("base")])
     assert {r["contender"] for r in rows(tmp_path)} == {"ghost", "base"}
     assert ContenderNote().differs is None
+
+
+def test_a_run_that_was_cut_off_does_not_replace_what_was_measured(tmp_path: Path) -> None:
+    write(tmp_path, [run(), note(), cell("base"), cell("fast", 0.5)])
+    later = run(identity="20260202T030405Z-bbbbbb", started="2026-02-02T03:04:05+00:00")
+    write(
+        tmp_path,
+        [later, note(), Started("attention", "len128", "fast", "base"), Started("attention", "len512", "fast")],
+    )
+    found = {(r["case"], r["contender"]): r["status"] for r in rows(tmp_path)}
+    assert found == {("len128", "base"): "ok", ("len128", "fast"): "ok", ("len512", "fast"): "crashed"}
+
+
+def test_what_asv_calls_failed_and_no_run_asked_for_is_no_row(tmp_path: Path) -> None:
+    write(tmp_path, [run(), note(), cell("base")])
+    params = [["'len128'", "'len512'"], ["'base'", "'fast'"]]
+    data = {
+        "version": 2, "commit_hash": COMMIT, "env_name": "e", "date": 1, "params": {"machine": MACHINE},
+        "result_columns": ["result", "params"],
+        "results": {"attention.Attention.track_slowdown": [[1.0, None, None, 0.7], params]},
+    }  # fmt: skip
+    (tmp_path / MACHINE / f"{COMMIT[:8]}-e.json").write_text(json.dumps(data))
+    described = {"attention.Attention.track_slowdown": {"param_names": ["case", "contender"], "type": "track"}}
+    (tmp_path / "benchmarks.json").write_text(json.dumps(described))
+    found = {(r["case"], r["contender"]): r["status"] for r in rows(tmp_path)}
+    assert found == {("len128", "base"): "ok", ("len512", "fast"): "ok"}
+
+
+def test_a_command_to_copy_is_safe_in_a_shell(tmp_path: Path) -> None:
+    write(tmp_path, [run(), note(), cell("base"), cell("x; rm -rf ~", 0.5, "it's")])
+    (row,) = (r for r in rows(tmp_path) if r["contender"] != "base")
+    assert shlex.split(row["reproduce"]) == ["archbench", "run", "attention/x; rm -rf ~", "--case", "it's"]

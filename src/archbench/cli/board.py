@@ -83,10 +83,10 @@ def _render(results: Path, folder: Path, address: str) -> None:
 
 def _this_machine(results: Path) -> str | None:
     """This machine's name where it has results: its rows come first."""
-    from archbench.hardware.detect import default_device, detect, machine_name
-
     if not any(results.glob("*/cells")):
         return None
+    from archbench.hardware.detect import default_device, detect, machine_name
+
     try:
         host = detect()
         return machine_name(host, default_device(host))
