@@ -1,8 +1,8 @@
 """How quick the pages are to use, measured in a real browser: run by ``nox -s bench_board``, never by the tests.
 
 Prints, for a leaderboard of 2,000 and of 10,000 rows, when the page is ready and how long a sort and a filter take,
-with the processor as it is and slowed down four times, at 390 and 1440 pixels. "Ready" is the end of the load event's task;
-sort and filter are from the click to the next painted frame.
+with the processor as it is and slowed down four times, at 390 and 1440 pixels. "Ready" is the end of the load event's
+task; sort and filter are from the click to the next painted frame.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def main() -> None:
             for throttle, width in ((1, 1440), (4, 390)):
                 found = list(measure(browser, page, throttle, width))
                 ready, sort, narrow = (statistics.median(column) for column in zip(*found, strict=True))
-                print(
-                    f"  {throttle}x slower, {width} px: ready {ready:.0f} ms, sort {sort:.0f} ms, filter {narrow:.0f} ms"
-                )
+                times = f"ready {ready:.0f} ms, sort {sort:.0f} ms, filter {narrow:.0f} ms"
+                print(f"  {throttle}x slower, {width} px: {times}")
 
 
 if __name__ == "__main__":
