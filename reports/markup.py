@@ -68,11 +68,15 @@ def _mathml(latex: str, display: bool) -> Markup | None:
     from latex2mathml import exceptions
     from latex2mathml.converter import convert
 
-    refused = tuple(found for found in vars(exceptions).values() if isinstance(found, type))
+    own = tuple(
+        found for found in vars(exceptions).values() if isinstance(found, type) and issubclass(found, Exception)
+    )
+    # The converter is a tolerant parser: on odd input it also falls over its own indices and recursion.
+    odd = (ElementTree.ParseError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+    refused: tuple[type[Exception], ...] = own + odd
     try:
         tree = ElementTree.fromstring(convert(latex, display="block" if display else "inline"))
-    # The converter is a tolerant parser: on odd input it also falls over its own indices and recursion.
-    except (*refused, ElementTree.ParseError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+    except refused:
         return None
     try:
         return Markup(_rebuilt(tree))

@@ -41,7 +41,12 @@ def outputs(board: Board) -> Iterator[Output]:
         "changes.html", key, lambda: render("changes.html.j2", "changes.html", ranks=ranks[:MAX_ENTRIES], log=log)
     )
     updated = max((run.started for run in board.results.runs), default="1970-01-01T00:00:00+00:00")
-    values = {"entries": ranks[:MAX_ENTRIES], "updated": updated, "address": board.address, "path_of": track_path}
+    values: dict[str, Any] = {
+        "entries": ranks[:MAX_ENTRIES],
+        "updated": updated,
+        "address": board.address,
+        "path_of": track_path,
+    }
     yield Output("feed.xml", digest(key, updated), lambda: render("feed.xml.j2", "feed.xml", **values))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from archbench.reports import views
 from archbench.reports.pages import Board, Output, card, digest, explore
@@ -37,7 +38,7 @@ def outputs(board: Board) -> Iterator[Output]:
         for name in order
     ]
     present = {machine.kind for machine in machines}
-    values = {
+    values: dict[str, Any] = {
         "machines": [machine for machine in machines if machine.winners],
         "others": [machine.name for machine in machines if not machine.winners],
         "kinds": [(kind, label) for kind, label in KINDS.items() if kind in present],
@@ -45,7 +46,7 @@ def outputs(board: Board) -> Iterator[Output]:
         "rows": results.count,
         "tracks": board.tracks,
         "problems": len(results.problems),
-        "benchmarks": results.count - len(results.rows),
+        "benchmarks": len(results.archive.series),
         "explore": explore.available(board),
         "picture": f"{board.address}{card.PATH}" if board.address and card.available(board) else "",
     }
