@@ -54,25 +54,30 @@ class Audit:
 class _Side:
     call: Call
     calls: int = 1
-    turn: int = 0
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
-    def batch(self, sets: Sequence[Inputs], size: int | None = None) -> list[Inputs]:
-        """The next input sets in rotation, one per call."""
-        count = size or self.calls
-        picked = [sets[(self.turn + i) % len(sets)] for i in range(count)]
-        self.turn += count
+
+@dataclass
+class Rotation:
+    """Input sets in turn. All sides draw from one rotation, so that none meets a set another side has just warmed."""
+
+    sets: Sequence[Inputs]
+    turn: int = 0
+
+    def next(self, count: int) -> list[Inputs]:
+        """The next sets, one per call."""
+        picked = [self.sets[(self.turn + i) % len(self.sets)] for i in range(count)]
+        self.turn = (self.turn + count) % len(self.sets)
         return picked
 
 
-def calibrate(call: Call, sets: Sequence[Inputs], timer: Timer, min_sample_s: float) -> int:
+def calibrate(call: Call, rotation: Rotation, timer: Timer, min_sample_s: float) -> int:
     """Calls per sample so that one lasts at least ``min_sample_s``; doubles as the warm-up (two samples at least)."""
-    side = _Side(call)
-    timer.sample(call, side.batch(sets, 1))
+    timer.sample(call, rotation.next(1))
     calls = 1
     while True:
-        seconds = timer.sample(call, side.batch(sets, calls)).seconds
+        seconds = timer.sample(call, rotation.next(calls)).seconds
         if seconds >= min_sample_s or calls >= MAX_CALLS_PER_SAMPLE:
             return calls
         grow = 1.2 * min_sample_s / seconds if seconds > 0 else 10.0
@@ -90,7 +95,7 @@ def fight(
     audit: Audit | None = None,
     now: Callable[[], float] = monotonic,
 ) -> tuple[Duel, Interval]:
-    """Time ``contender`` against ``baseline`` on the same rotating input sets.
+    """Time ``contender`` against ``baseline`` on one rotation of input sets.
 
     Returns the blocks (seconds per call) and the interval of the paired log ratio.
     Raises LateWork when the contender leaves device work running, ValueError on an empty ``sets``.
@@ -98,10 +103,11 @@ def fight(
     if not sets:
         raise ValueError("the clock needs at least one set of inputs")
     rng = rng or random.Random()
+    rotation = Rotation(sets)
     sides = {"contender": _Side(contender), "baseline": _Side(baseline), "control": _Side(baseline)}
     with quiet():
-        sides["contender"].calls = calibrate(contender, sets, timer, timing.min_sample_s)
-        sides["baseline"].calls = calibrate(baseline, sets, timer, timing.min_sample_s)
+        sides["contender"].calls = calibrate(contender, rotation, timer, timing.min_sample_s)
+        sides["baseline"].calls = calibrate(baseline, rotation, timer, timing.min_sample_s)
         sides["control"].calls = sides["baseline"].calls
         audit_at = rng.randrange(1, timing.min_blocks)
         if audit:
@@ -115,7 +121,7 @@ def fight(
             rng.shuffle(order)
             for name in order:
                 side = sides[name]
-                batch = side.batch(sets)
+                batch = rotation.next(side.calls)
                 audited = audit if block == audit_at and name == "contender" else None
                 if audited:
                     audited.refill(batch[-1])

@@ -8,6 +8,7 @@ and the environment as contender.
 from __future__ import annotations
 
 import gc
+import math
 import re
 import shlex
 from collections import defaultdict
@@ -27,6 +28,7 @@ from archbench.reports.cache import Cache, CachedReader, place
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.rank import band, log_interval, ranks
 from archbench.reports.run_files import RunFile, drop_replays, read_run
+from archbench.stats import Interval
 
 OUR_SUITE = re.compile(r"(?P<track>\w+)\.\w+\.track_(?P<metric>latency|slowdown|peak_bytes)")
 OUR_METRICS = {"latency": ("latency_s", "s"), "slowdown": ("slowdown", "ratio"), "peak_bytes": ("peak_bytes", "B")}
@@ -305,10 +307,21 @@ def _ranked(rows: Iterable[Row]) -> Iterable[Row]:
     for row in rows:
         groups[row.group].append(row)
     for group in groups.values():
-        slowdowns = {row.contender: log_interval(row.metrics["slowdown"]) for row in group if is_rankable(row)}
+        slowdowns = {row.contender: _known(row) for row in group if is_rankable(row)}
         found = ranks(slowdowns, band([row.control for row in group if row.control is not None]))
         for row in group:
             yield replace(row, rank=found.get(row.contender))
+
+
+def _known(row: Row) -> Interval:
+    """What a slowdown says for the ranks of its case: nothing, where the machine was crowded."""
+    found = log_interval(row.metrics["slowdown"])
+    return Interval(found.value, -math.inf, math.inf, found.n) if is_crowded(row) else found
+
+
+def is_crowded(row: Row) -> bool:
+    """Whether neighbours used the cores the case wants: the row says so, and its ratio may be off either way."""
+    return row.status == "ok" and bool(row.reason)
 
 
 def is_rankable(row: Row) -> bool:

@@ -16,7 +16,7 @@ from archbench.reports.charts.pareto import pareto
 from archbench.reports.charts.scaling import scaling
 from archbench.reports.export import rank_text
 from archbench.reports.rank import band, log_interval, overall
-from archbench.reports.rows import Results, Row, is_rankable
+from archbench.reports.rows import Results, Row, is_crowded, is_rankable
 from archbench.stats import Interval
 
 
@@ -132,6 +132,9 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     """Contenders over all cases; those that lack cases are listed, not ranked."""
     notes = {row.contender: row.note for row in rows}
     rankable = [row for row in rows if is_rankable(row)]
+    crowded = {row.case for row in rankable if is_crowded(row)}
+    if crowded < {row.case for row in rankable}:  # a case that was crowded for one contender says nothing of the order
+        rankable = [row for row in rankable if row.case not in crowded]
     cases = sorted({row.case for row in rankable})
     by_contender: dict[str, dict[str, Interval]] = defaultdict(dict)
     for row in rankable:

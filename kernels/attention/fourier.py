@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archbench.checks import Tolerance, Wrong, compare, flatten, to_float64
+from archbench.checks import Tolerance, Wrong, compare, flatten, like, to_float64
 from archbench.kernels.attention import AttentionCase
 from archbench.track import Call, Contender, Unavailable
 
@@ -51,6 +51,7 @@ def gate(case: AttentionCase, inputs: tuple[Any, ...], outputs: Any) -> float:
     given = list(flatten(outputs).values())
     if len(given) != 1:
         raise Wrong(f"returned {len(given)} tensors, expected 1")
+    like(given[0], inputs[2])
     points = case.length * case.head_dim
     want = np.fft.fft2(to_float64(inputs[2], "v"), axes=(-2, -1)).real.repeat(case.heads // case.groups, axis=1)
     eps = EPS[case.dtype]

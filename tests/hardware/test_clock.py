@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from archbench.hardware.clock import Audit, LateWork, calibrate, fight
+from archbench.hardware.clock import Audit, LateWork, Rotation, calibrate, fight
 from archbench.hardware.timers import CpuTimer, CudaTimer, Inputs, Sample
 from archbench.stats import control_log_ratios, hodges_lehmann
 from archbench.track import Call, Timing
@@ -76,8 +76,8 @@ def test_input_sets_rotate_so_that_no_call_meets_the_set_of_the_call_before() ->
     timer = Scripted({slow: 0.0003, quick: 0.0003})
     sets = [(i,) for i in range(5)]
     fight(slow, quick, sets, timer, Timing())
-    for batch in timer.seen:
-        assert all(a != b for a, b in pairwise(batch))
+    met = [inputs for batch in timer.seen for inputs in batch]  # over all sides: none meets what another has warmed
+    assert all(a != b for a, b in pairwise(met))
     assert {inputs for batch in timer.seen for inputs in batch} == set(sets)
 
 
@@ -121,9 +121,9 @@ def test_work_left_on_the_device_after_most_samples_is_an_error() -> None:
 
 
 def test_calibration_makes_a_sample_last_and_stops_at_its_limit() -> None:
-    assert calibrate(quick, [()], Scripted({quick: 1e-4}), 2e-3) >= 20
-    assert calibrate(quick, [()], Scripted({quick: 1.0}), 2e-3) == 1
-    assert calibrate(quick, [()], Scripted({quick: 0.0}), 2e-3) == 100_000
+    assert calibrate(quick, Rotation([()]), Scripted({quick: 1e-4}), 2e-3) >= 20
+    assert calibrate(quick, Rotation([()]), Scripted({quick: 1.0}), 2e-3) == 1
+    assert calibrate(quick, Rotation([()]), Scripted({quick: 0.0}), 2e-3) == 100_000
 
 
 def test_the_clock_refuses_to_time_nothing() -> None:

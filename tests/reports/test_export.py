@@ -13,6 +13,8 @@ import pytest
 from archbench.cells import ContenderNote, Started
 from archbench.reports.export import export
 from archbench.reports.load import NoResults
+from archbench.reports.rows import load
+from archbench.reports.views import standings
 from results_builder import COMMIT, MACHINE, cell, note, run, small, write
 
 
@@ -147,3 +149,15 @@ def test_a_command_to_copy_is_safe_in_a_shell(tmp_path: Path) -> None:
     write(tmp_path, [run(), note(), cell("base"), cell("x; rm -rf ~", 0.5, "it's")])
     (row,) = (r for r in rows(tmp_path) if r["contender"] != "base")
     assert shlex.split(row["reproduce"]) == ["archbench", "run", "attention/x; rm -rf ~", "--case", "it's"]
+
+
+def test_a_row_of_a_crowded_machine_is_shown_and_ranks_nobody(tmp_path: Path) -> None:
+    crowded = cell("fast", 0.5, reason="other processes used 46% of the machine's cores while it was measured")
+    write(tmp_path, [run(), note(), cell("base"), crowded, cell("slow", 2.0), cell("base", case="len512"),
+                     cell("fast", 0.9, "len512"), cell("slow", 3.0, "len512")])  # fmt: skip
+    found = {(r["case"], r["contender"]): r["rank"] for r in rows(tmp_path)}
+    assert found["len128", "fast"] == [1, 3]
+    assert found["len128", "base"] == [1, 2]
+    assert found["len512", "fast"] == [1, 1]
+    table = {s.name: (s.place, s.coverage) for s in standings(load(tmp_path).rows)}
+    assert table == {"fast": ("1", "1 of 1"), "base": ("2", "1 of 1"), "slow": ("3", "1 of 1")}
