@@ -75,7 +75,7 @@ class Timing:
     min_blocks: int = 10  # never fewer: seven is asv's own least for a significant difference
     max_blocks: int = 200
     ratio_halfwidth: float = 0.01  # stop once the 95 % interval of the ratio is within this share of it
-    budget_s: float = 2.0  # or once this much time is spent and min_blocks are done
+    budget_s: float = 1.5  # or once this much time is spent and min_blocks are done
     min_sample_s: float = 0.002  # a sample repeats the call until it lasts at least this long
     deadline_s: float = 300.0  # the whole cell, set-up included; then it is a timeout
     cuda_graph: bool = False  # replay calls from a CUDA graph: for launch-bound work
