@@ -72,7 +72,7 @@ def test_each_place_measures_its_own_cases() -> None:
     on_gpu = [case for case in TRACK.bench_cases if TRACK.skip(case, GPU) is None]
     assert {case.length for case in on_cpu} == {128, 512, 1024, 2048, 4096}
     assert {case.dtype for case in on_cpu} == {"fp32", "bf16"}
-    assert len(on_cpu) == 10
+    assert len(on_cpu) == 11
     assert not any(case.threads for case in on_gpu)
     assert len(on_gpu) == len(TRACK.bench_cases) - 1
     assert max(case.length for case in on_gpu) == 32768
