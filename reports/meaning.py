@@ -21,9 +21,18 @@ from archbench.stats import Interval, control_log_ratios, hodges_lehmann, log_ra
 UNITS = {"slowdown": "ratio", "error": "ratio", "control": "ratio"}
 SUFFIXES = {"_s": "s", "_bytes": "B", "_j": "J"}  # a metric that ends so is in that unit
 LARGEST = {"s": 1e7, "B": 1e18, "J": 1e12, "ratio": 1e15}  # beyond these a number is no measurement
+LEAST = {"s": 1e-12, "B": 1e-3, "J": 1e-15, "ratio": 1e-12}  # and below these, where it must not be zero, neither
+RATIO = 1e9  # the largest slowdown, and one over the least
+CURVE = 1e30  # the largest coordinate of a curve
+FACT = 2**63  # the largest number among the facts of a host
 MAX_NAME = 300
 MAX_TEXT = 5000
-MAX_ESSAY = 500_000  # the notes and the derivation of a track
+MAX_ESSAY = 60_000  # the notes and the derivation of a track: a long page; formulas cost 50 microseconds each
+MAX_CASES = 3000  # of a track
+MAX_CONTENDERS = 200  # of a track
+MAX_AXES = 40  # of a case
+MAX_METRICS = 40  # of a cell, its curves included
+MAX_CURVE = 20_000  # points of a curve
 MAX_POINTS = 100_000  # values of one asv file: few parameters span a product of millions
 MAX_PARAMETER = 2000  # asv writes the repr of an object
 MAX_BLOCKS = 1000
@@ -60,6 +69,11 @@ def check_record(record: Record) -> None:
     elif isinstance(record, TrackNote):
         _usable(record.track)
         _names("name", [record.baseline, *record.cases, *record.contenders])
+        _few("cases", len(record.cases), MAX_CASES)
+        _few("contenders", len(record.contenders), MAX_CONTENDERS)
+        for axes in record.cases.values():
+            _few("axes of a case", len(axes), MAX_AXES)
+            _facts(axes)
         _short([record.question, record.version], MAX_TEXT)
         _short([record.notes, record.derivation], MAX_ESSAY)
         for note in record.contenders.values():
@@ -80,6 +94,7 @@ def check_header(run: Run) -> None:
     started = date(run.started, "started")
     if run.commit_date and started < date(run.commit_date, "commit_date") - CLOCK_SKEW:
         raise ValueError(f"started {run.started} before its commit was made ({run.commit_date})")
+    _facts(run.host)
     facts = {**run.host, **run.versions}
     _short([run.environment, *facts, *map(str, facts.values())], MAX_TEXT)
     for ceiling in run.ceilings:
@@ -93,6 +108,8 @@ def check_cell(cell: Cell) -> None:
     _names("case", [cell.case])
     _names("contender", [cell.contender, cell.baseline])
     _names("metric", [*cell.metrics, *cell.series])
+    _few("metrics and curves", len(cell.metrics) + len(cell.series), MAX_METRICS)
+    _facts(cell.host)
     _short([cell.reason, *cell.host, *map(str, cell.host.values())], MAX_TEXT)
     if not cell.case or not cell.contender:
         raise ValueError("a cell without a case or a contender")
@@ -103,12 +120,14 @@ def check_cell(cell: Cell) -> None:
     if cell.started:
         date(cell.started, "started")
     for name, metric in cell.metrics.items():
-        _check_metric(name, metric)
+        check_metric(name, metric)
     if cell.control is not None:
-        _check_metric("control", cell.control)
-    if not all(math.isfinite(x) for curve in cell.series.values() for point in curve for x in point):
-        raise ValueError("a curve is not finite")
-    if cell.limit_fraction is not None and not 0 <= cell.limit_fraction <= ABOVE_THE_ROOFLINE:
+        check_metric("control", cell.control)
+    for curve in cell.series.values():
+        _few("points of a curve", len(curve), MAX_CURVE)
+        if not all(abs(x) <= CURVE for point in curve for x in point):  # not NaN either
+            raise ValueError("a curve is not finite, or beyond 1e30")
+    if cell.limit_fraction is not None and not 1e-12 <= cell.limit_fraction <= ABOVE_THE_ROOFLINE:
         raise ValueError(f"limit_fraction is {cell.limit_fraction:g}: no call is quicker than the machine's limit")
     if cell.duel is not None:
         _check_duel(cell, cell.duel)
@@ -185,13 +204,25 @@ def _names(what: str, names: Iterable[str]) -> None:
             raise ValueError(f"{what} {name[:60]!r} is not usable: it hides characters or is too long")
 
 
+def _few(what: str, count: int, most: int) -> None:
+    if count > most:
+        raise ValueError(f"{count} {what}, more than {most}")
+
+
+def _facts(facts: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        if isinstance(value, (int, float)) and not abs(value) <= FACT:  # not NaN either
+            raise ValueError(f"{name[:60]!r} is beyond 2^63")
+
+
 def _short(texts: Iterable[str], limit: int) -> None:
     for text in texts:
         if len(text) > limit:
             raise ValueError(f"a text of {len(text)} characters, more than {limit}: {text[:60]!r}")
 
 
-def _check_metric(name: str, metric: Metric) -> None:
+def check_metric(name: str, metric: Metric) -> None:
+    """Raises ValueError."""
     ends = metric.ci or (metric.value, metric.value)
     if not all(math.isfinite(x) for x in (metric.value, *ends)):
         raise ValueError(f"{name} is not finite")
@@ -210,8 +241,12 @@ def _check_metric(name: str, metric: Metric) -> None:
         raise ValueError(f"{name} is {metric.value:g}: it must be positive")
     if expected is not None and ends[0] < 0:
         raise ValueError(f"{name} is {metric.value:g}: it cannot be negative")
-    if abs(metric.value) > LARGEST[metric.unit]:
+    if max(map(abs, ends)) > LARGEST[metric.unit] or abs(metric.value) > LARGEST[metric.unit]:
         raise ValueError(f"{name} is {metric.value:g} {metric.unit}: more than anybody measures")
+    if any(0 < abs(x) < LEAST[metric.unit] for x in (metric.value, *ends)):
+        raise ValueError(f"{name} is {metric.value:g} {metric.unit}: less than anybody measures")
+    if name in ("slowdown", "control") and not 1 / RATIO <= ends[0] <= ends[1] <= RATIO:
+        raise ValueError(f"{name} is {metric.value:g}, {ends}: no ratio of two times is beyond {RATIO:g}")
     if not 1 <= metric.n <= MAX_SAMPLES:
         raise ValueError(f"{name} is not of 1 to {MAX_SAMPLES} samples")
 

@@ -48,11 +48,14 @@ class Overall:
     rank: tuple[int, int] | None
 
 
-def overall(by_contender: Mapping[str, Mapping[str, Interval]], cases: Sequence[str]) -> list[Overall]:
+def overall(
+    by_contender: Mapping[str, Mapping[str, Interval]], cases: Sequence[str], width: float = 0.0
+) -> list[Overall]:
     """Contenders by the geometric mean of their slowdowns over cases, complete ones first.
 
-    Two are ranked apart when the mean of their differences, case by case, is surely not zero: a case that is hard for
-    everybody then says nothing about who is faster.
+    Two are ranked apart when the mean of their differences, case by case, is surely not zero and larger than ``width``,
+    the A/A band: a case that is hard for everybody then says nothing about who is faster, and their own intervals,
+    which hold the spread of the cases, may well cross.
     """
     complete = {name: found for name, found in by_contender.items() if cases and all(case in found for case in cases)}
     means = {name: geometric_mean([found[case] for case in cases]) for name, found in complete.items()}
@@ -60,6 +63,8 @@ def overall(by_contender: Mapping[str, Mapping[str, Interval]], cases: Sequence[
     slower: Counter[str] = Counter()
     for a, b in combinations(sorted(complete), 2):
         difference = _mean_difference(complete[a], complete[b], cases)
+        if abs(difference.value) <= width:
+            continue
         if difference.hi < 0:
             faster[b] += 1
             slower[a] += 1

@@ -15,9 +15,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,8 +28,9 @@ from archbench.reports.archive import EMPTY, Archive, Source, build
 from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
 from archbench.reports.cache import Cache, CachedReader, place
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
+from archbench.reports.meaning import check_metric, date
 from archbench.reports.rank import band, log_interval, ranks
-from archbench.reports.run_files import RunFile, drop_replays, read_run
+from archbench.reports.run_files import RunFile, drop_replays, drop_surplus, read_run
 from archbench.stats import Interval
 
 OUR_SUITE = re.compile(r"(?P<track>\w+)\.\w+\.track_(?P<metric>latency|slowdown|peak_bytes)")
@@ -109,8 +112,9 @@ def load(folder: Path) -> Results:
         problems += run.problems
         runs.append(run)
         sources.append(name)
-    runs.sort(key=lambda r: (r.run.started, r.run.run))
+    runs.sort(key=lambda r: (_utc(r.run.started), r.run.run))
     problems += drop_replays(runs)
+    problems += drop_surplus(runs)
     asv_files: list[tuple[str, AsvFile]] = []
     with _uncollected(), Cache(place(folder)) as cache:
         reader = CachedReader(cache)
@@ -137,7 +141,7 @@ def load(folder: Path) -> Results:
         raise no_results(folder)
     return Results(
         rows=sorted(_ranked(found.values()), key=_order),
-        runs=[run.run for run in runs],
+        runs=[msgspec.structs.replace(run.run, started=_utc(run.run.started)) for run in runs],
         tracks=tracks,
         machines=files.machines,
         sources=sorted(sources),
@@ -183,8 +187,8 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             limit_kind=cell.limit_kind,
             control=None if cell.control is None else _rounded(cell.control),
             host=shared | cell.host | _measured_at(cell),
-            reproduce=reproduce(cell.track, cell.contender, cell.case),
-            date=run.commit_date,
+            reproduce=reproduce(cell.track, cell.contender, cell.case) if cell.baseline else "",  # imported: none
+            date=_utc(run.commit_date),
             run=run.run,
             version=note.version if note else "",
             note=note.contenders.get(cell.contender, ContenderNote()) if note else ContenderNote(),
@@ -204,7 +208,12 @@ def _rounded(metric: Metric) -> Metric:
 
 
 def _measured_at(cell: Cell) -> dict[str, Scalar]:
-    return {"measured": cell.started} if cell.started else {}
+    return {"measured": _utc(cell.started)} if cell.started else {}
+
+
+def _utc(text: str) -> str:
+    """A date in one form, so that dates compare as texts; ``check_record`` has seen that it is one."""
+    return date(text, "date").astimezone(UTC).isoformat(timespec="seconds") if text else ""
 
 
 def _own_points(layout: Layout, files: Files) -> NDArray[np.bool_]:
@@ -247,16 +256,23 @@ def _our_row(source: Source, point: Point, tracks: Mapping[str, TrackNote]) -> R
     track = match["track"]
     note = tracks.get(track)
     name, unit = OUR_METRICS[match["metric"]]
+    status, reason, metrics = point.status, point.reason, {}
+    if point.value is not None:
+        metrics[name] = Metric(point.value, unit, point.interval, point.n)
+        try:
+            check_metric(name, metrics[name])
+        except ValueError as error:
+            status, reason, metrics = "crashed", str(error), {}
     return Row(
         machine=source.machine,
         commit=source.commit,
         track=track,
         case=case,
         contender=contender,
-        status=point.status,
-        reason=point.reason,
+        status=status,
+        reason=reason,
         baseline=note.baseline if note else "",
-        metrics={} if point.value is None else {name: Metric(point.value, unit, point.interval, point.n)},
+        metrics=metrics,
         host=_host(source),
         reproduce=reproduce(track, contender, case),
         date=source.date,
@@ -325,8 +341,10 @@ def is_crowded(row: Row) -> bool:
 
 
 def is_rankable(row: Row) -> bool:
-    """Measured against the baseline, and answering the track's question."""
-    return row.status == "ok" and row.note.differs is None and "slowdown" in row.metrics and bool(row.baseline)
+    """Measured against the baseline, with an interval, and answering the track's question."""
+    slowdown = row.metrics.get("slowdown")
+    measured = slowdown is not None and slowdown.ci is not None and slowdown.ci[0] > 0
+    return row.status == "ok" and row.note.differs is None and measured and bool(row.baseline)
 
 
 def _order(row: Row) -> tuple[object, ...]:

@@ -11,12 +11,21 @@ import msgspec
 
 from archbench.cells import Cell, Run, Started, TrackNote, decode
 from archbench.reports.load import Problem, Unreadable, read_bytes
-from archbench.reports.meaning import MAX_BLOCKS, check_header, check_record, readable
+from archbench.reports.meaning import (
+    MAX_BLOCKS,
+    MAX_CASES,
+    MAX_CONTENDERS,
+    MAX_METRICS,
+    check_header,
+    check_record,
+    readable,
+)
 
 MAX_LINES = 200_000
 MAX_BAD_LINES = 100
 # What it may cost to follow the numbers of a file's duels, in pairs of blocks: under two seconds, 16,000 short duels.
 MAX_WORK = 10_000_000
+MAX_TRACKS = 200
 DUEL_WORK = 500
 LEAST_REPLAY = 5  # fewer blocks of a coarse clock could be equal by chance
 
@@ -29,9 +38,7 @@ class RunFile:
     name: str = ""  # how problems call it
     tracks: dict[str, TrackNote] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
-    unfinished: list[Cell] = field(
-        default_factory=list
-    )  # begun and never ended: crashed, where no other run knows more
+    unfinished: list[Cell] = field(default_factory=list)  # begun, never ended: crashed, where no run knows more
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -95,6 +102,39 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
             )
         )
     return found
+
+
+def drop_surplus(runs: Sequence[RunFile]) -> Iterator[Problem]:
+    """Drop cells that would make a board nobody can render or read: more names than a track can have.
+
+    ``runs`` are in the order of their start, so that what was there first stays.
+    """
+    names: dict[tuple[str, str], set[str]] = {}
+    for file in runs:
+        kept = [cell for cell in file.cells if _fits(names, cell)]
+        if len(kept) < len(file.cells):
+            yield Problem(
+                file.name,
+                f"{len(file.cells) - len(kept)} cells beyond {MAX_TRACKS} tracks, or {MAX_CONTENDERS} contenders, "
+                f"{MAX_CASES} cases or {MAX_METRICS} metrics of a track",
+            )
+        file.cells[:] = kept
+        file.unfinished[:] = [cell for cell in file.unfinished if _fits(names, cell)]
+
+
+def _fits(names: dict[tuple[str, str], set[str]], cell: Cell) -> bool:
+    fresh = {
+        "tracks": ({cell.track}, MAX_TRACKS, ""),
+        "cases": ({cell.case}, MAX_CASES, cell.track),
+        "contenders": ({cell.contender}, MAX_CONTENDERS, cell.track),
+        "metrics": ({*cell.metrics, *cell.series}, MAX_METRICS, cell.track),
+    }
+    for kind, (own, most, track) in fresh.items():
+        if len(names.get((track, kind), set()) | own) > most:
+            return False
+    for kind, (own, _, track) in fresh.items():
+        names.setdefault((track, kind), set()).update(own)
+    return True
 
 
 def drop_replays(runs: Sequence[RunFile]) -> Iterator[Problem]:

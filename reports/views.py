@@ -44,7 +44,7 @@ class TrackBoard:
     date: str
     dirty: bool
     versions: str
-    noise: str  # the largest A/A band of the cases, as text
+    noise: str  # the A/A band over the cases, as text
     sentence: str
     standings: list[Standing]
     one: float  # where 1x is on the strips of the standings
@@ -98,7 +98,7 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
     shown = current(rows)
     first = shown[0]
     newest = max(shown, key=lambda row: row.run)
-    widths = [band([row.control]) for row in shown if row.control is not None]
+    width = overall_band(shown, sorted({row.case for row in shown if row.control is not None}))
     scale = RatioScale.over([row for row in shown if is_rankable(row)])
     counts = Counter(row.commit for row in rows)
     dates = {row.commit: row.date[:10] for row in rows}
@@ -109,7 +109,7 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
         date=first.date,
         dirty=any(row.host.get("dirty") is True for row in shown),
         versions=versions_of(newest),
-        noise=f"±{100 * (math.exp(max(widths)) - 1):.1f} %" if widths else "",
+        noise=f"±{100 * (math.exp(width) - 1):.1f} %" if width else "",
         sentence=sentence(shown, table),
         standings=table,
         one=scale.at(1.0),
@@ -135,13 +135,14 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     crowded = {row.case for row in rankable if is_crowded(row)}
     if crowded < {row.case for row in rankable}:  # a case that was crowded for one contender says nothing of the order
         rankable = [row for row in rankable if row.case not in crowded]
-    cases = sorted({row.case for row in rankable})
+    counts = Counter(row.case for row in rankable)  # a case of a few says nothing of the others
+    cases = sorted(case for case, count in counts.items() if 2 * count >= max(counts.values()))
     by_contender: dict[str, dict[str, Interval]] = defaultdict(dict)
     for row in rankable:
         by_contender[row.contender][row.case] = log_interval(row.metrics["slowdown"])
     scale = RatioScale.over(rankable)
     found = []
-    for entry in overall(by_contender, cases):
+    for entry in overall(by_contender, cases, overall_band(rows, cases)):
         shown = entry.mean.exp() if entry.mean else None
         found.append(
             Standing(
@@ -159,20 +160,26 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     return found
 
 
+def overall_band(rows: Sequence[Row], cases: Sequence[str]) -> float:
+    """The A/A band over all cases, in log units: the mean of the bands of the cases."""
+    bands = [band([r.control for r in rows if r.case == case and r.control is not None]) for case in cases]
+    return sum(bands) / len(bands) if bands else 0.0
+
+
 def sentence(rows: Sequence[Row], table: Sequence[Standing]) -> str:
     """One line to quote: who is first, by how much, where, at which commit."""
     first = rows[0]
     names = [s.name for s in table if s.first]
     leader = next((s for s in table if s.complete), None)
     ranked = sum(s.complete for s in table)
-    if leader is None or not names:
+    if leader is None or not names or ranked < 2:
         return ""
     who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     what = "is the fastest" if len(names) == 1 else "are the fastest and cannot be told apart"
-    cases = len({row.case for row in rows if is_rankable(row)})
+    cases = leader.coverage.rpartition(" ")[2]
     return (
         f"{first.track} on {first.machine}: {who} {what} of {ranked} contenders over {cases} "
-        f"case{'' if cases == 1 else 's'}, {leader.mean} the time of {first.baseline} "
+        f"case{'' if cases == '1' else 's'}, {leader.mean} the time of {first.baseline} "
         f"(95 % interval; commit {first.commit[:8]})."
     )
 
@@ -186,7 +193,7 @@ def winner(rows: Sequence[Row], table: Sequence[Standing]) -> Winner:
     follower = next((s for s in table if s.complete and not s.first), None)
     firsts = lead = ""
     if leader is not None:
-        cases = {row.case for row in shown if is_rankable(row)}
+        cases = {row.case for row in shown if row.contender == leader.name and is_rankable(row)}
         first = sum(1 for row in shown if row.contender == leader.name and row.rank is not None and row.rank[0] == 1)
         firsts = f"first or tied in {first} of {len(cases)} cases"
         if follower is not None:

@@ -1,6 +1,6 @@
 """The files of a board: a module per page kind, an ``Output`` per file with the digest of what it is made from.
 
-``everything(board)`` lists the outputs of a results folder. An output is only made when its key changed since the last
+Each module has ``outputs(board)``, which lists its files. An output is only made when its key changed since the last
 render; a page kind therefore puts into ``key`` all that its file depends on, code aside (``site.py`` adds that).
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -74,8 +75,8 @@ def digest(*parts: object) -> str:
     return hashlib.blake2b(msgspec.json.encode(parts, order="deterministic"), digest_size=16).hexdigest()
 
 
-def everything(board: Board) -> Iterator[Output]:
-    """Every file of the board, in a fixed order."""
+def kinds() -> tuple[ModuleType, ...]:
+    """The page kinds, in a fixed order; those that tell what could not be shown come last."""
     from archbench.reports.pages import (
         benchmark,
         card,
@@ -91,6 +92,4 @@ def everything(board: Board) -> Iterator[Output]:
         track,
     )
 
-    kinds = (index, track, contender, compare, history, machine, benchmark, changes, explore, card, method, status)
-    for kind in kinds:
-        yield from kind.outputs(board)
+    return (track, contender, compare, history, machine, benchmark, changes, explore, card, method, index, status)

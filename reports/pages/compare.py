@@ -38,7 +38,7 @@ class Verdict:
 
 def outputs(board: Board) -> Iterator[Output]:
     for track, rows in board.by_track.items():
-        kept = [row for row in _recent(rows) if row.status == "ok" and "slowdown" in row.metrics]
+        kept = [row for row in _recent(rows) if row.status == "ok" and {"slowdown", "latency_s"} <= row.metrics.keys()]
         yield Output(
             compare_path(track),
             digest(kept, board.here),
@@ -117,7 +117,7 @@ def _verdicts(
         if apart(own, other, width):
             judged = "faster" if own.value < other.value else "slower"
         if not (is_rankable(x) and is_rankable(y)):
-            judged = ""
+            judged = "not judged"
         found.append(Verdict(case, _side_text(x), _side_text(y), ratio(math.exp(own.value - other.value)), judged))
     return found
 

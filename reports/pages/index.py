@@ -47,6 +47,7 @@ def outputs(board: Board) -> Iterator[Output]:
         "tracks": board.tracks,
         "problems": len(results.problems),
         "benchmarks": len(results.archive.series),
+        "paired": any(w.names for machine in machines for w in machine.winners),
         "explore": explore.available(board),
         "picture": f"{board.address}{card.PATH}" if board.address and card.available(board) else "",
     }

@@ -351,7 +351,7 @@ def test_a_folder_that_is_not_a_board_is_not_replaced(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "thesis.txt").write_text("years of work")
-    with pytest.raises(RenderRefused, match="not a rendered board"):
+    with pytest.raises(RenderRefused, match="no render made"):
         render(results, site)
     assert (site / "thesis.txt").read_text() == "years of work"
     (site / "thesis.txt").unlink()

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from archbench.cells import Metric
 from archbench.reports import atomic
-from archbench.reports.site import MARKER, render
-from results_builder import MACHINE, cell, note, rich, run, write
+from archbench.reports.pages import track
+from archbench.reports.rows import load
+from archbench.reports.site import MARKER, RenderRefused, render
+from archbench.reports.views import newest_commits, standings, track_board
+from results_builder import MACHINE, cell, note, rich, run, small, write
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -137,3 +141,84 @@ def test_points_without_a_number_are_on_the_status_page(tmp_path: Path) -> None:
     text = (tmp_path / "site" / "status.html").read_text()
     assert '<td class="num">1</td><td class="num">1</td><td class="num">1</td>' in text
     assert "a.time_y" not in text
+
+
+def test_nothing_that_no_render_made_is_lost(tmp_path: Path) -> None:
+    results, site = small(tmp_path / "results"), tmp_path / "site"
+    render(results, site)
+    for name in ("CNAME", ".git/config", "results/x.json"):
+        path = site / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(RenderRefused, match=f"holds '{name}', which no render made"):
+            render(results, site)
+        assert path.read_text() == "mine"
+        path.unlink()
+    shutil.copytree(results, site / "results", dirs_exist_ok=True)
+    with pytest.raises(RenderRefused, match="the results lie in"):
+        render(site / "results", site)
+    assert load(site / "results").count == 16
+
+
+def test_a_page_that_numbers_stop_is_a_problem_and_the_others_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> bytes:
+        raise ZeroDivisionError("of a number nobody foresaw")
+
+    monkeypatch.setattr(track, "_page", stopped)
+    rendered = render(small(tmp_path / "results"), tmp_path / "site")
+    (problem,) = rendered.problems
+    assert problem.path == "track/attention.html"
+    assert "of a number nobody foresaw" in (tmp_path / "site" / "status.html").read_text()
+    assert (tmp_path / "site" / "contender" / "attention" / "fast.html").exists()
+
+
+def test_a_case_of_one_contender_does_not_unrank_the_others(tmp_path: Path) -> None:
+    write(tmp_path, [run(), note(), cell("base"), cell("fast", 0.5), cell("slow", 2.0), cell("fast", 0.1, "extra")])
+    rows = load(tmp_path).rows
+    table = {s.name: (s.place, s.coverage) for s in standings(rows)}
+    assert table == {"fast": ("1", "1 of 1"), "base": ("2", "1 of 1"), "slow": ("3", "1 of 1")}
+    assert "fast is the fastest of 3 contenders over 1 case," in track_board(rows, standings(rows), {}).sentence
+    write(tmp_path, [run(), note(), cell("base")])
+    rows = load(tmp_path).rows
+    assert track_board(rows, standings(rows), {}).sentence == ""
+
+
+def test_a_difference_within_the_noise_over_the_cases_ranks_nobody(tmp_path: Path) -> None:
+    noisy = Metric(1.05, "ratio", (1.04, 1.06), 12)
+    slowdowns = {"base": 1.0, "near": 1.03, "far": 1.5}
+    cells = [cell(n, x, c, half=0.002, control=noisy) for n, x in slowdowns.items() for c in ("len128", "len512")]
+    write(tmp_path, [run(), note(), *cells])
+    assert {s.name: s.place for s in standings(load(tmp_path).rows)} == {"base": "1-2", "near": "1-2", "far": "3"}
+
+
+def test_commits_are_ordered_by_time_whatever_their_zone(tmp_path: Path) -> None:
+    for name, day, commit in (
+        ("a", "2026-01-02T00:30:00+02:00", "a" * 40),
+        ("b", "2026-01-01T23:00:00+00:00", "b" * 40),
+    ):
+        header = run(
+            identity=f"20260105T000000Z-{name}", commit=commit, commit_date=day, started="2026-01-05T00:00:00Z"
+        )
+        write(tmp_path, [header, note(), cell("base")])
+    rows = load(tmp_path).rows
+    assert newest_commits(rows) == ["b" * 40, "a" * 40]
+    assert {row.date for row in rows} == {"2026-01-01T22:30:00+00:00", "2026-01-01T23:00:00+00:00"}
+
+
+def test_a_slowdown_without_an_interval_is_shown_and_not_ranked(tmp_path: Path) -> None:
+    bare = {"latency_s": Metric(0.001, "s"), "slowdown": Metric(0.5, "ratio")}
+    write(tmp_path / "results", [run(), note(), cell("base"), cell("bare", metrics=bare), cell("slow", 2.0)])
+    render(tmp_path / "results", tmp_path / "site")
+    assert {row.contender: row.rank for row in load(tmp_path / "results").rows}["bare"] is None
+    text = (tmp_path / "site" / "track" / "attention.html").read_text()
+    assert "nan" not in text.replace("nano", "")
+    assert "inf)" not in text
+
+
+def test_more_names_than_a_track_can_have_are_a_problem(tmp_path: Path) -> None:
+    write(tmp_path, [run(), note(), *(cell(f"c{i}") for i in range(250))])
+    found = load(tmp_path)
+    assert len(found.rows) == 200
+    assert "50 cells beyond" in found.problems[0].reason
