@@ -16,7 +16,7 @@ from archbench.cells import Metric, Scalar
 from archbench.formatting import quantity, ratio, seconds
 from archbench.reports.charts import RatioScale
 from archbench.reports.export import rank_text
-from archbench.reports.rows import Row
+from archbench.reports.rows import Row, is_rankable
 
 HTML_ROWS = 100
 TEXTS: dict[str, Callable[[Row], str]] = {
@@ -136,7 +136,8 @@ def grid(
             row.contender,
         ),
     )
-    scale = RatioScale.over(rows)
+    # Contenders of another function would stretch the scale until no other strip could be read; theirs are cut off.
+    scale = RatioScale.over([row for row in rows if is_rankable(row)] or rows)
     lines: list[Line] = []
     before: tuple[str, ...] | None = None
     for row in ordered[:HTML_ROWS]:

@@ -7,15 +7,21 @@ colour is never alone; the palette is Okabe and Ito's, which colour-blind reader
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from archbench.reports.rows import Row
 
-WIDTH, HEIGHT = 720, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 170, 14, 44
+WIDTH, HEIGHT = 760, 340
+LEFT, RIGHT, TOP, BOTTOM = 64, 210, 14, 44
+ACROSS, UPRIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM  # lengths of the axes
 MARKERS = ("circle", "square", "triangle", "diamond")
 COLOURS = 7
+DASHES = 3
+ASIDE_DASH = 3  # the long one, of contenders that compute another function
+LABELLED = 18  # as many names as fit beside the picture
+LABEL_LENGTH = 33  # characters
+MAX_TICKS = 12  # of an axis
 MARKED = 12  # markers along a line: enough to follow it, also where it has hundreds of points
 
 
@@ -24,12 +30,13 @@ class Line:
     """One contender over the axis."""
 
     name: str
+    label: str  # the name, or what fits of it, and what a reader must know beside it
     points: list[tuple[float, float, str]]  # x, y in the picture, and what to say about the point
     marked: list[tuple[float, float, str]]  # those of them that get a marker, the last among them
     colour: int
     dash: int
     marker: str
-    label_y: float
+    label_y: float | None  # None: too many lines end higher up for this one to have a label
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def y_scale(low: float, high: float) -> LogScale:
 def ticks(low: float, high: float, base: float = 10.0) -> list[float]:
     """Round numbers within a range for a logarithmic axis: powers of ``base``, with 2 and 5 between where few."""
     first, last = math.floor(math.log(low, base)) - 1, math.ceil(math.log(high, base)) + 1
-    powers = [base**i for i in range(first, last + 1)]
+    powers = [base**i for i in range(max(first, -307), min(last, 308) + 1)]  # a float holds no more
     found = [p for p in powers if low <= p <= high]
     if len(found) < 3 and base == 10.0:
         found = [m * p for p in powers for m in (1, 2, 5) if low <= m * p <= high]
@@ -97,21 +104,52 @@ def spread(wanted: Sequence[float], gap: float = 15) -> list[float]:
     return [round(height, 1) for height in placed]
 
 
-def drawn(series: Sequence[tuple[str, list[tuple[float, float, str]]]]) -> list[Line]:
-    """Lines with their looks and label heights; ``series`` is ordered by where each line ends, highest first."""
-    labels = spread([points[-1][1] for _, points in series])
+def few(found: Sequence[tuple[float, str]], length: float) -> list[tuple[float, str]]:
+    """Ticks (place, text) far enough apart to be read: at most twelve along an axis of that length."""
+    gap = length / (MAX_TICKS - 1)
+    kept: list[tuple[float, str]] = []
+    for place, text in found:
+        if not kept or abs(place - kept[-1][0]) >= gap:
+            kept.append((place, text))
+    return kept
+
+
+def _label(name: str, aside: bool) -> str:
+    said = " (another function)" if aside else ""
+    room = LABEL_LENGTH - len(said)
+    return (name if len(name) <= room else f"{name[: room - 1]}\u2026") + said
+
+
+def drawn(
+    series: Sequence[tuple[str, list[tuple[float, float, str]]]], aside: Collection[str] = frozenset()
+) -> list[Line]:
+    """Lines with their looks and label heights; ``series`` is ordered by where each line ends, highest first.
+
+    The lowest eighteen get a label. ``aside`` are the names of contenders that compute another function.
+    """
+    without = max(0, len(series) - LABELLED)
+    labels = [*[None] * without, *spread([points[-1][1] for _, points in series[without:]])]
     return [
         Line(
             name,
+            _label(name, name in aside),
             points,
             points[:: -max(1, -(-len(points) // MARKED))][::-1],
             i % COLOURS,
-            i // COLOURS,
+            ASIDE_DASH if name in aside else i // COLOURS % DASHES,
             MARKERS[i % len(MARKERS)],
-            labels[i],
+            labels[i + without],
         )
-        for i, (name, points) in enumerate(series)
+        for i, (name, points) in enumerate(series, start=-without)
     ]
+
+
+def noted(note: str, lines: Sequence[Line]) -> str:
+    """The note of a chart, with how many of its lines have no label."""
+    without = sum(line.label_y is None for line in lines)
+    if not without:
+        return note
+    return f"{note} {without} of {len(lines)} contenders are grey and without a label: those that end highest.".lstrip()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from archbench.formatting import significant
-from archbench.reports.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, drawn, ticks, y_scale
+from archbench.reports.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    UPRIGHT,
+    WIDTH,
+    Chart,
+    drawn,
+    few,
+    noted,
+    ticks,
+    y_scale,
+)
 from archbench.reports.rows import Row
 
 MAX_CHARTS = 8
@@ -48,14 +62,15 @@ def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]]) ->
         series.append((contender, [(x(a), y(b), f"{a:g}: {significant(b)}") for a, b in kept]))
     series.sort(key=lambda entry: (entry[1][-1][1], entry[0]))
     y_ticks = ticks(low, high) if logarithmic else [low + (high - low) * i / 4 for i in range(5)]
+    drawn_lines = drawn(series)
     return Chart(
         title=f"{name}: {case}",
-        note="Logarithmic in y." if logarithmic else "",
+        note=noted("Logarithmic in y." if logarithmic else "", drawn_lines),
         x_label="step",
         y_label=name,
-        lines=drawn(series),
+        lines=drawn_lines,
         guide=[],
         guide_label="",
         x_ticks=[(x(value), f"{value:g}") for value in (left + (right - left) * i / 4 for i in range(5))],
-        y_ticks=[(y(tick), significant(tick)) for tick in y_ticks],
+        y_ticks=few([(y(tick), significant(tick)) for tick in y_ticks], UPRIGHT),
     )

@@ -19,9 +19,18 @@ class Square:
     """One contender at one case."""
 
     text: str
-    shade: str  # "f4" (far faster than the baseline) to "f1", "same", "s1" to "s4" (far slower), "none"
+    shade: str  # "f4" (far faster than the baseline) to "f1", "same", "s1" to "s4" (far slower), "none", "aside"
     first: bool
     title: str
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """One contender. ``aside``: it answers another question, so its speed wins nothing and gets no colour."""
+
+    name: str
+    aside: bool
+    squares: list[Square]
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Heat:
     """Rows in the order given, a column per case."""
 
     cases: list[str]
-    rows: list[tuple[str, list[Square]]]
+    rows: list[HeatRow]
 
 
 def shade(slowdown: float) -> str:
@@ -50,7 +59,11 @@ def heat(rows: Sequence[Row], order: Sequence[str], cases: Mapping[str, Mapping[
     shown = [*order, *sorted({row.contender for row in timed} - set(order))]
     if len(columns) < 2 or len(shown) < 2:
         return None
-    return Heat(columns, [(name, [_square(cells.get((name, case))) for case in columns]) for name in shown])
+    aside = {row.contender for row in rows if row.note.differs is not None}
+    return Heat(
+        columns,
+        [HeatRow(name, name in aside, [_square(cells.get((name, case))) for case in columns]) for name in shown],
+    )
 
 
 def _square(row: Row | None) -> Square:
@@ -59,5 +72,7 @@ def _square(row: Row | None) -> Square:
     slowdown = row.metrics.get("slowdown")
     if slowdown is None:
         return Square("–", "none", False, f"{row.status}: {row.reason}" if row.reason else row.status)
-    title = "another function: not ranked" if row.note.differs is not None else ""
-    return Square(significant(slowdown.value, 3), shade(slowdown.value), bool(row.rank and row.rank[0] == 1), title)
+    text = significant(slowdown.value, 3)
+    if row.note.differs is not None:
+        return Square(text, "aside", False, "another function: not ranked")
+    return Square(text, shade(slowdown.value), bool(row.rank and row.rank[0] == 1), "")

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from archbench.formatting import significant
-from archbench.reports.charts import Chart, drawn, ticks, x_scale, y_scale
+from archbench.reports.charts import ACROSS, UPRIGHT, Chart, drawn, few, noted, ticks, x_scale, y_scale
 from archbench.reports.rows import Row, is_rankable
 
 LABELS = {"peak_bytes": "memory", "energy_j": "energy", "error": "error"}
@@ -36,17 +36,21 @@ def pareto(rows: Sequence[Row], metric: str) -> Chart | None:
         for name, (a, b) in relative.items()
     ]
     series.sort(key=lambda entry: (entry[1][0][1], entry[0]))
+    lines = drawn(series)
     return Chart(
         title=f"{label.capitalize()} against time",
-        note=f"Relative to the baseline, geometric means over the shared cases, both axes logarithmic; lower left is "
-        f"better. The line joins those nobody beats in both time and {label}.",
+        note=noted(
+            f"Relative to the baseline, geometric means over the shared cases, both axes logarithmic; lower left is "
+            f"better. The line joins those nobody beats in both time and {label}.",
+            lines,
+        ),
         x_label="slowdown",
         y_label=f"{label} relative to the baseline",
-        lines=drawn(series),
+        lines=lines,
         guide=[(x.at(a), y.at(b)) for a, b in _stairs(front(list(relative.values())))],
         guide_label="",
-        x_ticks=[(x.at(tick), f"{significant(tick, 2)}×") for tick in ticks(x.low, x.high)],
-        y_ticks=[(y.at(tick), f"{significant(tick, 2)}×") for tick in ticks(y.low, y.high)],
+        x_ticks=few([(x.at(tick), f"{significant(tick, 2)}×") for tick in ticks(x.low, x.high)], ACROSS),
+        y_ticks=few([(y.at(tick), f"{significant(tick, 2)}×") for tick in ticks(y.low, y.high)], UPRIGHT),
         scatter=True,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from archbench.cells import Scalar
 from archbench.formatting import seconds
-from archbench.reports.charts import Chart, drawn, ticks, x_scale, y_scale
+from archbench.reports.charts import ACROSS, UPRIGHT, Chart, drawn, few, noted, ticks, x_scale, y_scale
 from archbench.reports.rows import Row
 
 MIN_POINTS = 3
@@ -62,14 +62,15 @@ def scaling(cases: Mapping[str, Mapping[str, Scalar]], rows: Sequence[Row]) -> C
         series.append((name, points))
     series.sort(key=lambda entry: (entry[1][-1][1], entry[0]))
     fixed = ", ".join(f"{k} {v}" for k, v in sorted(cases[slugs[0]].items()) if k != axis)
+    lines = drawn(series, {row.contender for row in chosen if row.note.differs is not None})
     return Chart(
         title=f"Time over {axis}",
-        note=f"Both axes logarithmic; {fixed}." if fixed else "Both axes logarithmic.",
+        note=noted(f"Both axes logarithmic; {fixed}." if fixed else "Both axes logarithmic.", lines),
         x_label=axis,
         y_label="time a call",
-        lines=drawn(series),
+        lines=lines,
         guide=[(x.at(values[slug]), y.at(floors[slug])) for slug in slugs if slug in floors],
         guide_label="limit of this machine",
-        x_ticks=[(x.at(value), f"{value:g}") for value in sorted(set(values.values()))],
-        y_ticks=[(y.at(tick), seconds(tick)) for tick in ticks(low, high)],
+        x_ticks=few([(x.at(value), f"{value:g}") for value in sorted(set(values.values()))], ACROSS),
+        y_ticks=few([(y.at(tick), seconds(tick)) for tick in ticks(low, high)], UPRIGHT),
     )

@@ -47,7 +47,7 @@ def _specification(values: list[dict[str, Any]]) -> dict[str, Any]:
     def axis(field: str, title: str) -> dict[str, Any]:
         return {"field": field, "type": "quantitative", "scale": {"type": "log"}, "title": title}
 
-    chosen = {"condition": {"param": "brush", "field": "contender", "type": "nominal"}, "value": "lightgray"}
+    in_both = {"and": [{"param": "brush"}, {"param": "legend"}]}
     points = {
         "params": [
             {"name": "brush", "select": "interval"},
@@ -57,8 +57,9 @@ def _specification(values: list[dict[str, Any]]) -> dict[str, Any]:
         "encoding": {
             "x": axis("latency_s", "seconds a call"),
             "y": axis("slowdown", "slowdown against the baseline"),
-            "color": chosen,
-            "opacity": {"condition": {"param": "legend", "value": 0.9}, "value": 0.1},
+            # a plain encoding: a colour that depends on the brush has no legend
+            "color": {"field": "contender", "type": "nominal", "legend": {"symbolLimit": 60}},
+            "opacity": {"condition": {"test": in_both, "value": 0.9}, "value": 0.1},
             "tooltip": [{"field": name} for name in ("machine", "track", "case", "contender", "latency_s", "slowdown")],
         },
         "width": 620,
@@ -70,7 +71,7 @@ def _specification(values: list[dict[str, Any]]) -> dict[str, Any]:
         "encoding": {
             "x": axis("slowdown", "slowdown of the selected"),
             "y": {"field": "contender", "type": "nominal", "sort": {"op": "mean", "field": "slowdown"}, "title": None},
-            "color": {"field": "contender", "type": "nominal", "legend": None},
+            "color": {"field": "contender", "type": "nominal", "legend": {"symbolLimit": 60}},
         },
         "width": 620,
     }

@@ -1,5 +1,21 @@
 "use strict";
 // On every page: the theme toggle, copy buttons, and the first page's choice of machines. Nothing is fetched.
+// The state of a page in its hash. A list is joined from encoded parts, so that a part may hold the separator.
+const viewHash = {
+  // Null where the hash is an anchor: whoever follows one keeps the view.
+  read() {
+    const text = location.hash.slice(1);
+    return text === "" || text.startsWith("v=") ? new URLSearchParams(text) : null;
+  },
+  join: (parts, separator) => parts.map(encodeURIComponent).join(separator),
+  split: (text, separator) => (text || "").split(separator).map((part) => {
+    try {
+      return decodeURIComponent(part);
+    } catch { // a per cent sign that somebody typed
+      return part;
+    }
+  }),
+};
 (() => {
   const root = document.documentElement;
   // What is below is laid out when the page is ready and idle; see board.css.
@@ -43,7 +59,9 @@
   if (!kinds) return;
   kinds.hidden = false;
   const apply = () => {
-    const wanted = new URLSearchParams(location.hash.slice(1)).get("kind");
+    const state = viewHash.read();
+    if (!state) return;
+    const wanted = state.get("kind");
     for (const chip of kinds.querySelectorAll("[data-kind]")) chip.setAttribute("aria-pressed", String(chip.dataset.kind === wanted));
     const known = kinds.querySelector('[aria-pressed="true"]');
     for (const section of document.querySelectorAll("section.machine")) section.hidden = Boolean(known) && section.dataset.kind !== wanted;

@@ -70,15 +70,16 @@
       : `${view.a[2]} against ${view.b[2]} ${where}: each relative to its own machine's baseline, so nothing is judged.`;
   };
   const read = () => {
-    const state = new URLSearchParams(location.hash.slice(1));
+    const state = viewHash.read();
+    if (!state) return;
     const side = (key) => {
-      const wanted = (state.get(key) || "").split("|");
+      const wanted = viewHash.split(state.get(key), "|");
       return state.get("v") === "1" && find(wanted) >= 0 ? data.sides[find(wanted)] : data[key];
     };
     view = { a: side("a"), b: side("b") };
     draw();
   };
-  const write = () => history.pushState(null, "", `#${new URLSearchParams({ v: "1", a: view.a.join("|"), b: view.b.join("|") })}`);
+  const write = () => history.pushState(null, "", `#${new URLSearchParams({ v: "1", a: viewHash.join(view.a, "|"), b: viewHash.join(view.b, "|") })}`);
   form.hidden = false;
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("change", (event) => {
@@ -94,5 +95,6 @@
   });
   addEventListener("popstate", read);
   addEventListener("hashchange", read);
-  read();
+  if (viewHash.read()) read();
+  else draw();
 })();

@@ -12,7 +12,7 @@
   const at = (list, i) => (Array.isArray(list) ? list[i] : list.all);
   const text = (name, i) => data.texts[name].of[at(data.texts[name].at, i)];
   const metric = (name, i, part) => (data.metrics[name] ? at(data.metrics[name][part || "value"], i) : null);
-  const summaries = Object.fromEntries(data.summaries);
+  const summaries = new Map(data.summaries);
 
   const { significant, seconds, quantity, ratio, percent } = numbers;
   const rankText = (rank) => (rank === null ? "" : rank[0] === rank[1] ? String(rank[0]) : `${rank[0]}-${rank[1]}`);
@@ -100,6 +100,7 @@
     repeat: { className: "repeat", draw: copier, sort: command },
   };
   const offered = JSON.parse(home.dataset.columns); // [key, label, title, shown]
+  const labels = new Map(offered.map(([key, label]) => [key, label]));
   const byDefault = offered.filter((column) => column[3]).map((column) => column[0]);
 
   // ---- facets and presets
@@ -136,18 +137,22 @@
   if (data.here && used("machine").length > 1) presets.here = [`This machine`, (rows) => rows.filter((i) => text("machine", i) === data.here)];
 
   // ---- the view: q (search), s (sort), c (columns), p (preset), f.<facet>
-  const fresh = () => ({ q: "", s: [], c: byDefault, p: "", f: {} });
+  // Names of facets come from result files: an object without a prototype has no name of its own.
+  const fresh = () => ({ q: "", s: [], c: byDefault, p: "", f: Object.create(null) });
+  const keyOf = (entry) => entry.replace(/^-/, "");
   let view = fresh(), limit = STEP, rows = [];
-  const parse = () => {
-    const state = new URLSearchParams(location.hash.slice(1)), found = fresh();
+  const parse = (state) => {
+    const found = fresh();
     if (state.get("v") !== "1") return found;
     found.q = (state.get("q") || "").slice(0, 200);
-    found.s = (state.get("s") || "").split(",").filter((entry) => columns[entry.replace(/^-/, "")]).slice(0, 4);
-    const picked = (state.get("c") || "").split(",").filter((key) => offered.some((column) => column[0] === key));
-    if (picked.length) found.c = picked;
-    if (presets[state.get("p")]) found.p = state.get("p");
+    const order = viewHash.split(state.get("s"), ",").filter((entry) => labels.has(keyOf(entry)));
+    found.s = order.filter((entry, k) => order.findIndex((other) => keyOf(other) === keyOf(entry)) === k).slice(0, 4);
+    const picked = viewHash.split(state.get("c"), ",").filter((key) => labels.has(key));
+    if (picked.length) found.c = [...labels.keys()].filter((key) => key === "contender" || picked.includes(key));
+    if (Object.hasOwn(presets, state.get("p"))) found.p = state.get("p");
     for (const { name, values } of facets) {
-      const chosen = (state.get(`f.${name}`) || "").split(",").filter((value) => values.includes(value));
+      const wanted = viewHash.split(state.get(`f.${name}`), ",");
+      const chosen = values.filter((value) => wanted.includes(value));
       if (chosen.length) found.f[name] = chosen;
     }
     return found;
@@ -158,7 +163,7 @@
     if (view.s.length) state.set("s", view.s.join(","));
     if (view.c.join() !== byDefault.join()) state.set("c", view.c.join(","));
     if (view.p) state.set("p", view.p);
-    for (const [name, chosen] of Object.entries(view.f)) if (chosen.length) state.set(`f.${name}`, chosen.join(","));
+    for (const [name, chosen] of Object.entries(view.f)) if (chosen.length) state.set(`f.${name}`, viewHash.join(chosen, ","));
     const hash = String(state) === "v=1" ? "" : `#${state}`;
     if (hash === location.hash) return;
     history[replace ? "replaceState" : "pushState"](null, "", hash || location.pathname + location.search);
@@ -178,7 +183,7 @@
     }
     if (words.length) found = found.filter((i) => matches(i, words));
     if (view.p) found = presets[view.p][1](found);
-    const orders = view.s.map((entry) => [columns[entry.replace(/^-/, "")].sort, entry.startsWith("-")]);
+    const orders = view.s.map((entry) => [columns[keyOf(entry)].sort, entry.startsWith("-")]);
     if (orders.length) {
       const keys = new Map(found.map((i) => [i, orders.map(([sort]) => sort(i))]));
       found.sort((a, b) => {
@@ -208,7 +213,7 @@
       const th = node("th");
       th.scope = "col";
       if (title) th.title = title;
-      const position = view.s.findIndex((entry) => entry.replace(/^-/, "") === key);
+      const position = view.s.findIndex((entry) => keyOf(entry) === key);
       const down = position >= 0 && view.s[position].startsWith("-");
       th.setAttribute("aria-sort", position < 0 ? "none" : down ? "descending" : "ascending");
       const button = node("button", "sorter", label);
@@ -218,6 +223,17 @@
       th.append(button);
       tr.append(th);
     }
+    drawSort();
+  };
+  // The headings of a phone's cards are not shown, so the order is chosen from a list.
+  const sorts = document.getElementById("sort");
+  const drawSort = () => {
+    const said = (entry) => `${labels.get(keyOf(entry))}, ${entry.startsWith("-") ? "descending" : "ascending"}`;
+    const choices = new Map([["", "by rank"], ...view.c.flatMap((key) => [key, `-${key}`]).map((entry) => [entry, said(entry)])]);
+    if (view.s.length) choices.set(view.s.join(","), view.s.map(said).join(", then "));
+    sorts.textContent = "";
+    for (const [value, label] of choices) sorts.append(new Option(label, value));
+    sorts.value = view.s.join(",");
   };
   const drawBody = () => {
     const part = document.createDocumentFragment();
@@ -231,7 +247,7 @@
         const made = node(head ? "th" : "td", className);
         if (head) {
           made.scope = "row";
-          made.title = summaries[text("contender", i)] || "";
+          made.title = summaries.get(text("contender", i)) || "";
         }
         made.dataset.label = column(key)[1];
         made.append(...draw(i));
@@ -260,7 +276,7 @@
       drawBody();
     }
     pressed();
-    count.textContent = `${rows.length} of ${data.n} rows`;
+    count.textContent = rows.length ? `${rows.length} of ${data.n} row${data.n === 1 ? "" : "s"}` : "No row matches; Clear shows all.";
   };
   const change = (edit, replace) => {
     edit();
@@ -311,6 +327,7 @@
     else if (made.id === "clear") change(() => { view = fresh(); });
   });
   tools.addEventListener("change", (event) => {
+    if (event.target === sorts) change(() => { view.s = sorts.value ? sorts.value.split(",") : []; });
     const key = event.target.dataset.column;
     if (key) change(() => { view.c = offered.map((entry) => entry[0]).filter((other) => (other === key ? event.target.checked : view.c.includes(other))); });
   });
@@ -324,7 +341,7 @@
   table.tHead.addEventListener("click", (event) => {
     const button = event.target.closest(".sorter");
     if (!button) return;
-    const key = button.dataset.key, old = view.s.find((entry) => entry.replace(/^-/, "") === key);
+    const key = button.dataset.key, old = view.s.find((entry) => keyOf(entry) === key);
     const next = old === undefined ? [key] : old === key ? [`-${key}`] : []; // up, down, back to the ranks
     change(() => { view.s = event.shiftKey ? [...view.s.filter((entry) => entry !== old), ...next] : next; });
     const again = table.tHead.querySelector(`[data-key="${key}"]`);
@@ -332,7 +349,7 @@
   });
   more.addEventListener("click", () => { limit += STEP; drawBody(); });
 
-  // ---- the current view as a file: the rows and numbers of `archbench export`
+  // ---- the current view as a file: the rows and numbers of `archbench export`, without the host
   const names = Object.keys(data.metrics).sort();
   const asRow = (i) => ({
     machine: text("machine", i), commit: text("commit", i), track: text("track", i), case: text("case", i), contender: text("contender", i),
@@ -349,7 +366,7 @@
     return /[",\n\r]/.test(plain) ? `"${plain.replace(/"/g, '""')}"` : plain;
   };
   const writers = {
-    json: () => `${JSON.stringify({ schema: 1, rows: rows.map(asRow) }, null, 1)}\n`,
+    json: () => `${JSON.stringify({ view: true, rows: rows.map(asRow) }, null, 1)}\n`,
     csv: () => {
       const header = ["machine", "commit", "track", "case", "contender", "status", "reason", "rank_lo", "rank_hi", "baseline"];
       for (const name of names) header.push(name, `${name}_ci_lo`, `${name}_ci_hi`, `${name}_n`, `${name}_unit`);
@@ -385,14 +402,17 @@
   };
 
   const read = () => {
-    view = parse();
+    const state = viewHash.read();
+    if (!state) return;
+    view = parse(state);
     limit = STEP;
     show();
   };
   addEventListener("popstate", read);
   addEventListener("hashchange", read);
-  view = parse();
-  const untouched = location.hash === "";
+  const state = viewHash.read();
+  const untouched = !state || String(state) === "";
+  if (state) view = parse(state);
   drawHead();
   show(!untouched); // the HTML already shows the view nobody changed
   if (untouched) {
