@@ -40,7 +40,7 @@
       if (k === 1) values.sort((x, y) => (data.dates[x] < data.dates[y] ? 1 : -1));
       options(select, values, side[k], (value) => (k === 1 ? `${value.slice(0, 10)} ${data.dates[value]}` : value));
     }
-    const [a, b] = [find(view.a), find(view.b)], counts = { faster: 0, slower: 0, "cannot be told apart": 0 };
+    const [a, b] = [find(view.a), find(view.b)], counts = { faster: 0, slower: 0, "cannot be told apart": 0, "not judged": 0 };
     body.textContent = "";
     data.cases.forEach((slug, place) => {
       const x = cells.get(`${a} ${place}`), y = cells.get(`${b} ${place}`);
@@ -48,8 +48,9 @@
       const width = Math.max(...["a", "b"].map((key) => bands.get(`${view[key][0]}\n${view[key][1]}\n${place}`) || 0));
       const clear = x.high !== null && y.high !== null && (x.high < y.low || y.high < x.low);
       let judged = clear && Math.abs(Math.log(x.value / y.value)) > width ? (x.value < y.value ? "faster" : "slower") : "cannot be told apart";
-      if (!x.ranked || !y.ranked || view.a[0] !== view.b[0]) judged = "";
-      else counts[judged] += 1;
+      // Another function, no interval or another machine: there is nothing to judge.
+      if (!x.ranked || !y.ranked || view.a[0] !== view.b[0]) judged = "not judged";
+      counts[judged] += 1;
       const tr = document.createElement("tr");
       const add = (name, content, className) => {
         const made = document.createElement(name);
@@ -66,7 +67,7 @@
     });
     const where = view.a[0] === view.b[0] ? `on ${view.a[0]}` : `on ${view.a[0]} and ${view.b[0]}`;
     document.getElementById("verdict").textContent = view.a[0] === view.b[0]
-      ? `${view.a[2]} against ${view.b[2]} ${where}: ${counts.faster} faster, ${counts.slower} slower, ${counts["cannot be told apart"]} cannot be told apart.`
+      ? `${view.a[2]} against ${view.b[2]} ${where}: ${counts.faster} faster, ${counts.slower} slower, ${counts["cannot be told apart"]} cannot be told apart${counts["not judged"] ? `, ${counts["not judged"]} not judged: one of them computes another function` : ""}.`
       : `${view.a[2]} against ${view.b[2]} ${where}: each relative to its own machine's baseline, so nothing is judged.`;
   };
   const read = () => {
