@@ -12,7 +12,7 @@ from archbench.cells import ContenderNote
 from archbench.reports.grid import grid
 from archbench.reports.rows import load
 from archbench.reports.site import render
-from browsing import Visit, needs_chromium
+from browsing import Visit, needs_chromium, pages
 from results_builder import MACHINE, cell, note, run, small, write
 
 TRACK = Path("track") / "attention.html"
@@ -139,6 +139,19 @@ def test_the_table_fits_with_long_names_and_cases(browser: Any, odd: Path, width
             wide, seen = page.locator(box).evaluate("(box) => [box.scrollWidth, box.clientWidth]")
             assert wide <= seen, box
         assert page.locator("td.repeat button").first.is_visible()
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_long_name_widens_no_page(browser: Any, odd: Path, width: int) -> None:
+    with Visit(browser, viewport={"width": width, "height": 900}) as visit:
+        for path in pages(odd):
+            page = visit.open(path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            for wide, seen in page.locator("#grid .scroll").evaluate_all(
+                "(all) => all.map((box) => [box.scrollWidth, box.clientWidth])"
+            ):
+                assert wide <= seen, path
 
 
 @needs_chromium
