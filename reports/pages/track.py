@@ -46,7 +46,7 @@ def _page(board: Board, track: str, rows: list[Row], note: TrackNote | None) -> 
     return render(
         "track.html.j2",
         track_path(track),
-        scripts=("numbers.js", "grid.js"),
+        scripts=("numbers.js", "saving.js", "grid.js"),
         track=track,
         note=note,
         boards=boards,
