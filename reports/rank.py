@@ -38,6 +38,9 @@ def ranks(slowdowns: Mapping[str, Interval], width: float) -> dict[str, tuple[in
     return found
 
 
+COMPARED = 100  # contenders that are compared in pairs; whoever comes after shares what is left of the ranks
+
+
 @dataclass(frozen=True)
 class Overall:
     """A contender over all cases; ``mean`` and ``rank`` are None where it lacks a case."""
@@ -61,7 +64,8 @@ def overall(
     means = {name: geometric_mean([found[case] for case in cases]) for name, found in complete.items()}
     faster: Counter[str] = Counter()  # by contender: how many are surely faster, and slower, than it
     slower: Counter[str] = Counter()
-    for a, b in combinations(sorted(complete), 2):
+    best = sorted(complete, key=lambda name: (means[name].value, name))
+    for a, b in combinations(sorted(best[:COMPARED]), 2):
         difference = _mean_difference(complete[a], complete[b], cases)
         if abs(difference.value) <= width:
             continue
@@ -74,6 +78,8 @@ def overall(
     found = []
     for name, intervals in by_contender.items():
         place = (1 + faster[name], len(complete) - slower[name]) if name in complete else None
+        if name in best[COMPARED:]:
+            place = (COMPARED + 1, len(complete))
         covered = sum(case in intervals for case in cases)
         found.append(Overall(name, means.get(name), covered, place))
     return sorted(found, key=lambda o: (o.mean is None, o.mean.value if o.mean else 0.0, -o.covered, o.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,11 +108,12 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
 def drop_surplus(runs: Sequence[RunFile]) -> Iterator[Problem]:
     """Drop cells that would make a board nobody can render or read: more names than a track can have.
 
-    ``runs`` are in the order of their start, so that what was there first stays.
+    Names in many files stay before names in few, and those of short files before those of long ones, so that a file
+    full of names displaces its own and no others.
     """
-    names: dict[tuple[str, str], set[str]] = {}
+    allowed = _allowed(runs)
     for file in runs:
-        kept = [cell for cell in file.cells if _fits(names, cell)]
+        kept = [cell for cell in file.cells if _named(cell) <= allowed]
         if len(kept) < len(file.cells):
             yield Problem(
                 file.name,
@@ -119,22 +121,31 @@ def drop_surplus(runs: Sequence[RunFile]) -> Iterator[Problem]:
                 f"{MAX_CASES} cases or {MAX_METRICS} metrics of a track",
             )
         file.cells[:] = kept
-        file.unfinished[:] = [cell for cell in file.unfinished if _fits(names, cell)]
+        file.unfinished[:] = [cell for cell in file.unfinished if _named(cell) <= allowed]
 
 
-def _fits(names: dict[tuple[str, str], set[str]], cell: Cell) -> bool:
-    fresh = {
-        "tracks": ({cell.track}, MAX_TRACKS, ""),
-        "cases": ({cell.case}, MAX_CASES, cell.track),
-        "contenders": ({cell.contender}, MAX_CONTENDERS, cell.track),
-        "metrics": ({*cell.metrics, *cell.series}, MAX_METRICS, cell.track),
-    }
-    for kind, (own, most, track) in fresh.items():
-        if len(names.get((track, kind), set()) | own) > most:
-            return False
-    for kind, (own, _, track) in fresh.items():
-        names.setdefault((track, kind), set()).update(own)
-    return True
+def _named(cell: Cell) -> set[tuple[str, str, str]]:
+    """The names of a cell that take room on a board: kind, track and name."""
+    found = {("tracks", "", cell.track), ("cases", cell.track, cell.case), ("contenders", cell.track, cell.contender)}
+    return found | {("metrics", cell.track, name) for name in (*cell.metrics, *cell.series)}
+
+
+def _allowed(runs: Sequence[RunFile]) -> set[tuple[str, str, str]]:
+    most = {"tracks": MAX_TRACKS, "cases": MAX_CASES, "contenders": MAX_CONTENDERS, "metrics": MAX_METRICS}
+    files: Counter[tuple[str, str, str]] = Counter()
+    shortest: dict[tuple[str, str, str], int] = {}
+    for file in runs:
+        names = {name for cell in (*file.cells, *file.unfinished) for name in _named(cell)}
+        files.update(names)
+        for name in names:
+            shortest[name] = min(len(names), shortest.get(name, len(names)))
+    room: Counter[tuple[str, str]] = Counter()
+    allowed = set()
+    for name in sorted(files, key=lambda name: (-files[name], shortest[name], name)):
+        room[name[:2]] += 1
+        if room[name[:2]] <= most[name[0]]:
+            allowed.add(name)
+    return allowed
 
 
 def drop_replays(runs: Sequence[RunFile]) -> Iterator[Problem]:

@@ -218,7 +218,10 @@ def test_a_slowdown_without_an_interval_is_shown_and_not_ranked(tmp_path: Path) 
 
 
 def test_more_names_than_a_track_can_have_are_a_problem(tmp_path: Path) -> None:
-    write(tmp_path, [run(), note(), *(cell(f"c{i}") for i in range(250))])
+    early = run(identity="20250101T000000Z-aaaaaa", started="2026-01-01T12:00:00+00:00")
+    write(tmp_path, [early, note(), *(cell(f"c{i}") for i in range(550))])
+    write(tmp_path, [run(), note(), cell("base"), cell("fast", 0.5)])
     found = load(tmp_path)
-    assert len(found.rows) == 200
-    assert "50 cells beyond" in found.problems[0].reason
+    assert len(found.rows) == 500
+    assert {"base", "fast"} <= {row.contender for row in found.rows}  # a file full of names displaces no other's
+    assert "52 cells beyond" in found.problems[0].reason
