@@ -20,13 +20,6 @@ constexpr int BLOCK_ROWS = 48;
 constexpr int BLOCK_KEYS = 256;
 constexpr float MASKED = -1e30f;
 
-struct Problem {
-    int B, H, G, T, D;
-    float scale;
-    bool causal;
-    int threads;
-};
-
 template <class Element, class Way>
 struct Attention {
     using Packed = typename Way::Packed;
@@ -46,7 +39,7 @@ struct Attention {
         std::memset(target, 0, sizeof(Packed) * TILE_COLS * terms);
         for (int t = first; t < last; ++t)
             for (int d = 0; d < at.D; ++d)
-                target[(d / Way::STEP * TILE_COLS + t - first) * Way::STEP + d % Way::STEP] = element(source[int64_t(t) * at.D + d]);
+                target[(d / Way::STEP * TILE_COLS + t - first) * Way::STEP + d % Way::STEP] = element<Packed>(source[int64_t(t) * at.D + d]);
         source = v + int64_t(bg) * at.T * at.D;
         for (int column = 0; column < padded_D; column += TILE_COLS) {
             target = values + int64_t(bg) * padded_T * padded_D + int64_t(column) * padded_T + int64_t(first) * TILE_COLS;
@@ -55,13 +48,8 @@ struct Attention {
             for (int t = first; t < last; ++t)
                 for (int d = 0; d < width; ++d)
                     target[((t - first) / Way::STEP * TILE_COLS + d) * Way::STEP + (t - first) % Way::STEP] =
-                        element(source[int64_t(t) * at.D + column + d]);
+                        element<Packed>(source[int64_t(t) * at.D + column + d]);
         }
-    }
-
-    static Packed element(Element x) {
-        if constexpr (std::is_same_v<Packed, Element>) return x;
-        else return widen(x);
     }
 
     struct Scratch {
@@ -77,7 +65,7 @@ struct Attention {
         const int64_t bg = int64_t(b) * at.G + g;
         const Element* source = q + (int64_t(bh) * at.T + first) * at.D;
         for (int r = 0; r < rows; ++r) {
-            for (int d = 0; d < at.D; ++d) s.queries[r * terms + d] = element(source[r * at.D + d]);
+            for (int d = 0; d < at.D; ++d) s.queries[r * terms + d] = element<Packed>(source[r * at.D + d]);
             for (int d = at.D; d < terms; ++d) s.queries[r * terms + d] = Packed(0);
         }
         for (int r = 0; r < rows; ++r) s.maximum[r] = MASKED, s.total[r] = 0;
@@ -137,11 +125,7 @@ struct Attention {
         for (int r = 0; r < rows; ++r) {
             const float inverse = 1 / s.total[r];
             Element* target = out + (int64_t(bh) * at.T + first + r) * at.D;
-            for (int d = 0; d < at.D; ++d) {
-                const float x = s.sums[r * padded_D + d] * inverse;
-                if constexpr (std::is_same_v<Element, float>) target[d] = x;
-                else target[d] = narrow(x);
-            }
+            for (int d = 0; d < at.D; ++d) write(target + d, s.sums[r * padded_D + d] * inverse);
             if (logsumexp) logsumexp[int64_t(bh) * at.T + first + r] = s.maximum[r] * at.scale + std::log(s.total[r]);
         }
     }

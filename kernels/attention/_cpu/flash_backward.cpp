@@ -19,13 +19,6 @@ using namespace archbench;
 constexpr int BLOCK_KEYS = 48;                 // rows of the transposed scores
 constexpr int BLOCK_QUERIES = 2 * TILE_COLS;   // their columns
 
-struct Problem {
-    int B, H, G, T, D;
-    float scale;
-    bool causal;
-    int threads;
-};
-
 template <class Element, class Way>
 struct Backward {
     using Packed = typename Way::Packed;
@@ -37,15 +30,6 @@ struct Backward {
     Packed *keys, *values;          // rows [B G][T][terms]
     Packed* keys_by_D;              // rows [B G][D][padded_T]
     float *sum_dk, *sum_dv;         // [B H][T][padded_D]
-
-    static Packed element(Element x) {
-        if constexpr (std::is_same_v<Packed, Element>) return x;
-        else return widen(x);
-    }
-    static void write(Element* target, float x) {
-        if constexpr (std::is_same_v<Element, float>) *target = x;
-        else *target = narrow(x);
-    }
 
     struct Scratch {
         alignas(64) float scores[BLOCK_KEYS * BLOCK_QUERIES], slopes[BLOCK_KEYS * BLOCK_QUERIES];
@@ -61,13 +45,13 @@ struct Backward {
         for (int t = 0; t < at.T; ++t)
             for (int d = 0; d < terms; ++d) {
                 const int64_t from = (int64_t(bg) * at.T + t) * at.D + d, to = (int64_t(bg) * at.T + t) * terms + d;
-                keys[to] = d < at.D ? element(k[from]) : Packed(0);
-                values[to] = d < at.D ? element(v[from]) : Packed(0);
+                keys[to] = d < at.D ? element<Packed>(k[from]) : Packed(0);
+                values[to] = d < at.D ? element<Packed>(v[from]) : Packed(0);
             }
         for (int d = 0; d < at.D; ++d)
             for (int t = 0; t < padded_T; ++t)
                 keys_by_D[(int64_t(bg) * at.D + d) * padded_T + t] =
-                    t < at.T ? element(k[(int64_t(bg) * at.T + t) * at.D + d]) : Packed(0);
+                    t < at.T ? element<Packed>(k[(int64_t(bg) * at.T + t) * at.D + d]) : Packed(0);
     }
 
     void pack_queries(Scratch& s, int bh, int first, int count) const {
@@ -82,7 +66,7 @@ struct Backward {
             const int tile = i / TILE_COLS, column = i % TILE_COLS;
             float delta = 0;
             for (int d = 0; d < at.D; ++d) {
-                const Packed x = element(q[row + d]), y = element(dout[row + d]);
+                const Packed x = element<Packed>(q[row + d]), y = element<Packed>(dout[row + d]);
                 const int by_D = tile * TILE_COLS * terms + (d / STEP * TILE_COLS + column) * STEP + d % STEP;
                 s.queries_by_D[by_D] = x, s.douts_by_D[by_D] = y;
                 const int by_query = d / TILE_COLS * TILE_COLS * BLOCK_QUERIES +

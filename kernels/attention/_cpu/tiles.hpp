@@ -83,6 +83,24 @@ inline float max_of(Vector x) {
     return m;
 }
 
+inline void write(float* target, float x) { *target = x; }
+inline void write(uint16_t* target, float x) { *target = narrow(x); }
+
+// An entry of an input as packed operands hold it: bf16 as it is where pairs are multiplied, float elsewhere.
+template <class Packed, class Element>
+inline Packed element(Element x) {
+    if constexpr (std::is_same_v<Packed, Element>) return x;
+    else return widen(x);
+}
+
+// What is asked, by the letters of the files that include this; ``threads`` are OpenMP's.
+struct Problem {
+    int B, H, G, T, D;
+    float scale;
+    bool causal;
+    int threads;
+};
+
 inline int64_t round_up64(int64_t x) { return (x + 63) / 64 * 64; }
 
 // How products are formed: Exact widens everything to float, Pairs multiplies bf16 pairs.
