@@ -20,6 +20,7 @@ from archbench.stats import (
     geometric_mean,
     hodges_lehmann,
     log_ratios,
+    mean_interval,
     median_interval,
 )
 from archbench.track import Call, Timing
@@ -123,3 +124,17 @@ def test_the_geometric_mean_of_ratios_is_their_mean_in_logs_and_repeats_exactly(
     assert mean.exp().value == pytest.approx(1.0)
     assert mean.lo < 0 < mean.hi
     assert mean == geometric_mean(cases)
+
+
+@pytest.mark.parametrize(("freedom", "cut"), [(1, 12.706205), (2, 4.302653), (4, 2.776445), (9, 2.262157)])
+def test_the_mean_has_students_interval(freedom: int, cut: float) -> None:
+    values = [0.0] * freedom + [1.0]
+    n = freedom + 1
+    deviation = math.sqrt((1 / n) * (1 - 1 / n) * n / freedom)
+    found = mean_interval(values)
+    assert found.value == pytest.approx(1 / n)
+    assert found.halfwidth == pytest.approx(cut * deviation / math.sqrt(n), rel=1e-5)
+
+
+def test_one_value_is_a_mean_without_spread() -> None:
+    assert mean_interval([2.0]) == Interval(2.0, 2.0, 2.0, 1)

@@ -54,11 +54,20 @@ class Energy(msgspec.Struct, frozen=True):
     trust: Literal["measured", "derived", "modelled"]
 
 
+class Data(msgspec.Struct, frozen=True):
+    """The data a cell was measured on. ``fingerprint`` is a hash of its content, hexadecimal."""
+
+    name: str
+    origin: str  # where it came from, for people: "CIFAR-10, 50,000 JPEG images of a folder"
+    fingerprint: str
+
+
 class Cell(msgspec.Struct, frozen=True, tag_field="record", tag="cell", kw_only=True):
     """Track x case x contender in one run: a status, and numbers where the status is ``ok``.
 
     ``metrics`` of a paired cell: ``latency_s``, ``slowdown`` (paired ratio to the baseline), ``peak_bytes``,
     ``error``, ``energy_j``; a track adds its own. ``control`` is the A/A ratio of the same blocks.
+    ``samples`` holds what a metric was computed from, where that is not the duel: a value for each seed of a training.
     """
 
     track: str
@@ -74,6 +83,8 @@ class Cell(msgspec.Struct, frozen=True, tag_field="record", tag="cell", kw_only=
     energy_trust: str | None = None
     duel: Duel | None = None
     series: dict[str, list[tuple[float, float]]] = {}  # curves: loss over step, memory over batch
+    samples: dict[str, list[float | None]] = {}  # by metric, in the order of the seeds; None: not reached
+    data: Data | None = None
     host: dict[str, Scalar] = {}  # load, steal, temperature, clocks, throttle bits while it was measured
     started: str = ""  # UTC, ISO 8601
     seconds: float = 0.0  # how long the cell took, set-up included
@@ -106,6 +117,7 @@ class TrackNote(msgspec.Struct, frozen=True, tag_field="record", tag="track", kw
     baseline: str
     cases: dict[str, dict[str, Scalar]]
     contenders: dict[str, ContenderNote]
+    quality: str = ""  # the metric that ranks, where it is not the time: "test_error"
     notes: str = ""  # CommonMark with $formulas$
     derivation: str = ""  # the mathematics of the track, the same
 

@@ -103,6 +103,31 @@ def median_interval(values: Floats, confidence: float = 0.95) -> Interval:
     return Interval(float((x[(n - 1) // 2] + x[n // 2]) / 2), float(x[lo]), float(x[n - 1 - lo]), n)
 
 
+@lru_cache(maxsize=64)
+def _student_cut(freedom: int, confidence: float) -> float:
+    """The quantile of Student's t at both-sided ``confidence``: the tail integrated until it is small enough."""
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    # t = tan(angle) sqrt(freedom) makes the density a power of a cosine on a finite range.
+    steps = 20_000
+    width = math.pi / 2 / steps
+    middles = (np.arange(steps) + 0.5) * width
+    inside = np.cumsum(np.cos(middles) ** (freedom - 1)) * (2 * scale * math.sqrt(freedom) * width)
+    return math.tan(float(np.interp(confidence, inside, middles + width / 2))) * math.sqrt(freedom)
+
+
+def mean_interval(values: Floats, confidence: float = 0.95) -> Interval:
+    """Mean with Student's interval: for few runs of nearly normal spread, as seeds of a training are.
+
+    One value has no interval: its ends are the value. Raises ValueError on an empty or non-finite sample.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"need at least one finite value, got {x.size} values")
+    centre, n = float(x.mean()), int(x.size)
+    half = _student_cut(n - 1, confidence) * float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    return Interval(centre, centre - half, centre + half, n)
+
+
 def log_ratios(duel: Duel) -> list[float]:
     """Per block: log of contender over baseline, the baseline being the geometric mean of its two samples."""
     return [

@@ -26,8 +26,9 @@ from archbench.harness.energy import energy_of
 from archbench.harness.gate import Examiner
 from archbench.harness.neighbours import crowding, wait_for_quiet
 from archbench.harness.physics import IMPOSSIBLE_ABOVE, floor
-from archbench.harness.protocols import PROTOCOLS, Findings, Setting
+from archbench.harness.protocols import PROTOCOLS, STUDIES, Findings, Setting
 from archbench.harness.seal import Seal
+from archbench.harness.study import NONE, Study
 from archbench.harness.survey import Description
 from archbench.reasons import first_line, short, told
 from archbench.track import Call, Place, Track, Unavailable
@@ -153,7 +154,7 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
         )
 
     try:
-        found = _measure(track, case, contender, bench, host)
+        found, study = _measure(track, case, contender, bench, host)
     except Refused as refused:
         return cell(refused.status, refused.reason)
     entry = load_contender(track.name, contender).entry
@@ -170,10 +171,12 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
     return cell(
         "ok",
         crowding(host, bench.place),
-        metrics=found.metrics,
+        metrics=found.metrics | study.metrics,
         control=found.control,
         duel=found.duel,
-        series=found.series,
+        series=found.series | study.series,
+        samples=study.samples,
+        data=study.data,
         limit_fraction=fraction,
         limit_kind=limit.kind if limit else None,
         energy_trust="measured" if "energy_j" in found.metrics else None,
@@ -202,7 +205,9 @@ def _watched(track: Track[Any], setting: Setting) -> tuple[Findings, dict[str, S
     return found, watch.stop()
 
 
-def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: dict[str, Scalar]) -> Findings:
+def _measure(
+    track: Track[Any], case: Any, contender: str, bench: Bench, host: dict[str, Scalar]
+) -> tuple[Findings, Study]:
     place = bench.place
     preload(track)
     use_threads(case, place)
@@ -233,12 +238,6 @@ def _measure(track: Track[Any], case: Any, contender: str, bench: Bench, host: d
     energy = settle(lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s))
     if energy is not None:
         extra["energy_j"] = Metric(value=energy, unit="J")
+    study: Study = settle(lambda: STUDIES[track.protocol](asked)) if track.protocol in STUDIES else NONE
     settle(intact)
-    return Findings(
-        metrics=found.metrics | extra,
-        latency_s=found.latency_s,
-        error=error,
-        control=found.control,
-        duel=found.duel,
-        series=found.series,
-    )
+    return replace(found, metrics=found.metrics | extra, error=error), study

@@ -1,7 +1,10 @@
 """How a cell's numbers come about. A track names its protocol; this is the list.
 
 ``duel``: the call is short and repeatable, so contender and baseline alternate in blocks under the paired clock.
-A protocol gets a ``Setting`` and returns ``Findings``; training runs and searches will bring theirs.
+``training``: one optimizer step is such a call; afterwards whole runs are made, one for each seed.
+
+A protocol's timed part (``PROTOCOLS``) turns a ``Setting`` into ``Findings`` and may be asked again where the machine was
+crowded; its study (``STUDIES``), if it has one, is long, is made once, and yields what no clock shows.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from archbench.hardware.clock import Audit, LateWork, fight
 from archbench.hardware.timers import Inputs, Timer, timer_for
 from archbench.harness.gate import Examiner
 from archbench.harness.pool import Pool
+from archbench.harness.study import Study, train
 from archbench.harness.tensors import duplicate, refill, same, size_bytes
 from archbench.stats import Interval, control_log_ratios, hodges_lehmann, median_interval
 from archbench.track import Call, Place
@@ -147,4 +151,5 @@ def check_threads(allowed: int | None, blocks: Duel) -> None:
         raise Wrong(f"kept {median(busy):.2f} cores busy; the case allows {allowed} thread{'s' * (allowed > 1)}")
 
 
-PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel}
+PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel, "training": duel}
+STUDIES: dict[str, Callable[[Examiner], Study]] = {"training": train}

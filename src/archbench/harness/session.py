@@ -115,6 +115,7 @@ def track_note(name: str, derivations: Path) -> TrackNote:
         baseline=track.baseline,
         cases={case.slug: dict(case.axes) for case in track.bench_cases},
         contenders=notes,
+        quality=track.quality,
         notes=track.notes,
         derivation=derivation.read_text(encoding="utf-8") if derivation.is_file() else "",
     )
