@@ -30,10 +30,10 @@ def python(session: nox.Session, *arguments: str) -> None:
 
 @nox.session(python=False)
 def leaderboard(session: nox.Session) -> None:
-    """Measure every track on this machine and render the leaderboard."""
+    """Measure on this machine for eight minutes, or what the arguments name, and render the leaderboard."""
     install(session)
     python(session, "-m", "archbench", "machine")
-    python(session, "-m", "archbench", "run", *session.posargs)
+    python(session, "-m", "archbench", "run", *(session.posargs or ("--within", "8")))
     python(session, "-m", "archbench", "board")
 
 
@@ -87,6 +87,12 @@ def bench(session: nox.Session) -> None:
     """Measure what the arguments name: nox -s bench -- attention/naive --case SLUG."""
     install(session)
     python(session, "-m", "archbench", "run", *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def gpu(session: nox.Session) -> None:
+    """On a host with a GPU: check every CUDA contender, measure all tracks, put the results into a folder (-- OUT)."""
+    python(session, "tests/gpu_session.py", *session.posargs)
 
 
 @nox.session(python=False, default=False)

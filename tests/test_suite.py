@@ -29,11 +29,16 @@ def discovered(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, objec
     return list(json.loads(target.read_text()))
 
 
-def test_asv_discovers_exactly_three_metrics_per_track(discovered: list[dict[str, object]]) -> None:
+def test_asv_discovers_exactly_the_metrics_of_each_track(discovered: list[dict[str, object]]) -> None:
     expected = {
         f"{track}.{track.title().replace('_', '')}.{metric}"
         for track in track_modules()
-        for metric in ("track_latency", "track_peak_bytes", "track_slowdown")
+        for metric in (
+            "track_latency",
+            "track_peak_bytes",
+            "track_slowdown",
+            *(["track_quality"] if load_track(track).quality else []),
+        )
     }
     assert {str(found["name"]) for found in discovered} == expected
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from archbench.cells import Cell, Metric, Run, Started, encode
-from archbench.discovery import UnknownName, load_track
+from archbench.discovery import load_track
 from archbench.harness import asv_files, front
 from archbench.harness.configuration import own_repository, parameters, results_dir
 from archbench.harness.neighbours import crowding
@@ -44,38 +44,6 @@ def run_file(path: Path, *records: Run | Cell | Started, tail: bytes = b"") -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(encode(record) + b"\n" for record in records) + tail)
     return path
-
-
-def elsewhere() -> str:
-    track = load_track("attention")
-    return next(case.slug for case in track.bench_cases if track.skip(case, HERE) is not None)
-
-
-def test_a_case_asked_for_twice_is_measured_once() -> None:
-    wanted = front.plan(("attention/naive",), (SMALL, SMALL), HERE)
-    assert wanted.total == 1
-    assert wanted.left_out == ()
-
-
-def test_a_case_for_other_machines_is_left_out_and_said_so() -> None:
-    wanted = front.plan(("attention/naive",), (SMALL, elsewhere()), HERE)
-    assert wanted.cases == {"attention": (SMALL,)}
-    (sentence,) = wanted.left_out
-    assert sentence.startswith(f"case {elsewhere()}: ")
-
-
-def test_nothing_to_measure_is_a_mistake_with_its_reason() -> None:
-    with pytest.raises(ValueError, match=f"nothing to measure here: case {elsewhere()}: "):
-        front.plan(("attention",), (elsewhere(),), HERE)
-    with pytest.raises(UnknownName, match="did you mean"):
-        front.plan(("attention",), (SMALL + "x",), HERE)
-
-
-def test_a_contender_whose_name_needs_quoting_is_never_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "select", lambda targets: {"attention": ("naive", "zz a'b", "zz;id")})
-    wanted = front.plan((), (SMALL,), HERE)
-    assert wanted.contenders == {"attention": ("naive",)}
-    assert [sentence.partition(": ")[0] for sentence in wanted.left_out] == ["attention/zz a'b", "attention/zz;id"]
 
 
 def test_a_case_whose_name_needs_quoting_is_refused() -> None:

@@ -146,6 +146,9 @@ def machine(
 def run(
     targets: Targets = None,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")] = None,
+    within: Annotated[
+        float | None, typer.Option("--within", min=0, help="Minutes: as many cases as should fit into them.")
+    ] = None,
 ) -> None:
     """Measure on this machine (asv run on the current environment) and print the table.
 
@@ -153,6 +156,7 @@ def run(
     """
     from archbench.hardware.detect import default_device, detect, place
     from archbench.harness import front
+    from archbench.harness.plan import plan
     from archbench.harness.processes import interruptible
     from archbench.harness.session import find_configuration
 
@@ -160,7 +164,7 @@ def run(
     try:
         configuration = find_configuration(Path.cwd())
         host = detect()
-        wanted = front.plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)))
+        wanted = plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)), within)
         for sentence in wanted.left_out:
             _say(f"not measured: {sentence}")
         with interruptible():

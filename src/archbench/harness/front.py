@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import getpass
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -23,41 +22,21 @@ from pathlib import Path
 import msgspec
 
 from archbench.cells import CELLS_DIR, Cell, Run, Started, Status, decode
-from archbench.discovery import UnknownName, load_track, select
+from archbench.discovery import load_track
 from archbench.hardware.asv_machine import write as write_asv_machine
 from archbench.hardware.detect import default_device, detect, machine_name, place
 from archbench.harness.asv_files import merge, prepare, publish, read
-from archbench.harness.configuration import own_repository, parameters, results_dir
+from archbench.harness.configuration import own_repository, results_dir
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import Refused, check_cell, preload
+from archbench.harness.plan import Plan
 from archbench.harness.processes import own_session
 from archbench.harness.session import CONFIGURATION, RUN_FILE
-from archbench.names import unknown
-from archbench.track import Place
 
 Progress = Callable[[int, int, Cell | None], None]
 
 _SOCKET_PATH = 100  # bytes the path of a Unix socket may have on every system
 _SOCKET_NAME = len("/asv-forkserver-12345678/socket")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The cells a run will ask for: cases and contenders by track; and what was asked for and is left out, and why."""
-
-    cases: dict[str, tuple[str, ...]]
-    contenders: dict[str, tuple[str, ...]]
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def total(self) -> int:
-        return sum(len(self.cases[track]) * len(self.contenders[track]) for track in self.cases)
-
-    def regex(self, track: str) -> str:
-        """What asv's ``--bench`` must match: this track's cells and no other."""
-        cases = "|".join(map(re.escape, self.cases[track]))
-        contenders = "|".join(map(re.escape, self.contenders[track]))
-        return rf"^{re.escape(track)}\.\w+\.track_\w+\('(?:{cases})', '(?:{contenders})'\)$"
 
 
 @dataclass(frozen=True)
@@ -83,36 +62,6 @@ class Interrupted(Exception):
 
 class NotMerged(OSError):
     """The results folder could not be written to; the message says where the cells are kept."""
-
-
-def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place) -> Plan:
-    """Which cells ``TRACK[/CONTENDER]`` targets and ``--case`` slugs mean on this place.
-
-    Raises UnknownName, and ValueError where nothing is left to measure or a track names a case badly.
-    """
-    chosen: dict[str, tuple[str, ...]] = {}
-    contenders: dict[str, tuple[str, ...]] = {}
-    known: set[str] = set()
-    left_out: list[str] = []
-    for name, asked in select(targets).items():
-        track = load_track(name)
-        slugs, usable = parameters(track)
-        known |= set(slugs)
-        left_out += [f"{name}/{odd}: its name is not a Python module name" for odd in asked if odd not in usable]
-        contenders[name] = tuple(contender for contender in asked if contender in usable)
-        elsewhere = {slug: track.skip(track.case(slug), where) for slug in slugs}
-        wanted = [slug for slug in dict.fromkeys(cases or slugs) if slug in slugs]
-        if cases:
-            left_out += [f"case {slug}: {elsewhere[slug]}" for slug in wanted if elsewhere[slug] is not None]
-        here = tuple(slug for slug in wanted if elsewhere[slug] is None)
-        if here and contenders[name]:
-            chosen[name] = here
-    for slug in cases:
-        if slug not in known:
-            raise UnknownName(unknown("case", slug, known))
-    if not chosen:
-        raise ValueError("nothing to measure here: " + ("; ".join(left_out) or "no case is for this machine"))
-    return Plan(chosen, {name: contenders[name] for name in chosen}, tuple(left_out))
 
 
 @contextmanager

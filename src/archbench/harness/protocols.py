@@ -3,8 +3,8 @@
 ``duel``: the call is short and repeatable, so contender and baseline alternate in blocks under the paired clock.
 ``training``: one optimizer step is such a call; afterwards whole runs are made, one for each seed.
 
-A protocol's timed part (``PROTOCOLS``) turns a ``Setting`` into ``Findings`` and may be asked again where the machine was
-crowded; its study (``STUDIES``), if it has one, is long, is made once, and yields what no clock shows.
+A protocol's timed part (``PROTOCOLS``) turns a ``Setting`` into ``Findings`` and may be asked again where the machine
+was crowded; its study (``STUDIES``), if it has one, is long, is made once, and yields what no clock shows.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
     class Attention(Suite):
         track = "attention"
 
+A track of training runs takes ``TrainingSuite``, which has their quality as one metric more.
+
 asv runs one process per (metric, case, contender). The first metric asked for measures the whole cell and writes
 its record; the others read it from the run's file. All metrics are lower-is-better, in SI units.
 
@@ -60,8 +62,10 @@ class Suite(ABC):
     def track(self) -> str:
         """Name of the track."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, base: bool = False) -> None:
         super().__init_subclass__()
+        if base:
+            return
         name: object = cls.track
         if not isinstance(name, str):
             raise TypeError(f"{cls.__name__}.track must be the name of a track, got {name!r}")
@@ -164,3 +168,14 @@ class Suite(ABC):
             reason=end.reason,
             started=utc_now(),
         )
+
+
+class TrainingSuite(Suite, base=True):
+    """asv suite of a training track: the quality of its runs, one sample for each seed."""
+
+    def track_quality(self, session: Session, case: str, contender: str) -> Samples:
+        """The track's quality metric (a test error), one sample a seed; lower is better."""
+        cell = self._numbers()
+        return {"samples": cell.samples[load_track(str(self.track)).quality], "number": 1}
+
+    track_quality.unit = "ratio"  # type: ignore[attr-defined]
