@@ -1,0 +1,95 @@
+"""What identifies a set: a BLAKE2b of its content in order, the same on every machine and in every folder.
+
+It covers every image as it is stored, its label and its captions. A folder with a file per image (ImageNet: 140 GB)
+is known by every file's name inside the folder and its size, and by the content of 4,096 files evenly spread over it.
+The result is kept by the files' paths, sizes and times, so that an unchanged set is not read again.
+
+Source: https://www.rfc-editor.org/rfc/rfc7693
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from archbench.models._data import Rows
+
+SAMPLED_FILES = 4096
+MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP"}
+LOSSY = ("JPEG", "WebP")
+
+
+def cache_folder(kind: str) -> Path:
+    """Where this user's caches of one kind lie; made when it is not there."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "archbench" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def of_text(text: str) -> str:
+    """The fingerprint of a text."""
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=32).hexdigest()
+
+
+def of_rows(rows: Rows) -> tuple[str, str]:
+    """The fingerprint of a set, and its encodings in words: ``50,000 JPEG (lossy)``."""
+    files = rows.files if rows.folder is None else [rows.folder / name for name in rows.names]
+    if not files:
+        return computed(rows, [])
+    stats = [os.stat(file) for file in files]
+    sizes = [stat.st_size for stat in stats]
+    key = digest([f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(files, stats, strict=True)])
+    kept = cache_folder("fingerprints") / f"{key}.json"
+    try:
+        fingerprint, encodings = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        fingerprint, encodings = computed(rows, sizes)
+        whole = kept.with_suffix(f".{os.getpid()}")
+        whole.write_text(json.dumps([fingerprint, encodings]), encoding="utf-8")
+        whole.replace(kept)
+    return fingerprint, encodings
+
+
+def digest(lines: list[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=32).hexdigest()
+
+
+def computed(rows: Rows, sizes: list[int]) -> tuple[str, str]:
+    count = len(rows.labels)
+    hashed = hashlib.blake2b(digest_size=32)
+    chosen = range(count)
+    if rows.folder is not None:
+        for name, size in zip(rows.names, sizes, strict=True):
+            hashed.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        chosen = (
+            sorted({row * count // SAMPLED_FILES for row in range(SAMPLED_FILES)}) if count > SAMPLED_FILES else chosen
+        )
+    seen: Counter[str] = Counter()
+    for row in chosen:
+        encoding, content = stored(rows, row)
+        seen[encoding] += 1
+        hashed.update(b"%d\0" % len(content))
+        hashed.update(content)
+    hashed.update(np.ascontiguousarray(rows.labels, dtype="<i8").tobytes())
+    for texts in rows.captions:
+        hashed.update("\0".join(texts).encode("utf-8") + b"\n")
+    told = ", ".join(
+        f"{number:,} {encoding}{' (lossy)' if encoding in LOSSY else ''}" for encoding, number in seen.most_common()
+    )
+    return hashed.hexdigest(), told if len(chosen) == count else f"of {len(chosen):,} looked at, {told}"
+
+
+def stored(rows: Rows, row: int) -> tuple[str, bytes]:
+    """An image's encoding, and its content as it is stored."""
+    try:
+        image = rows.image(row)
+    except OSError:
+        return "unreadable", b""
+    if isinstance(image, np.ndarray):
+        return "raw", repr(image.shape).encode() + image.tobytes()
+    return next((name for magic, name in MAGIC.items() if image.startswith(magic)), "unknown"), image
