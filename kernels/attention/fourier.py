@@ -12,18 +12,12 @@ Source: Lee-Thorp et al. 2021, arXiv:2105.03824
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from archbench.checks import Tolerance, Wrong, compare, flatten, like, to_float64
 from archbench.kernels.attention import AttentionCase
+from archbench.kernels.attention._fourier_gate import DIFFERS, gate
 from archbench.track import Call, Contender, Unavailable
-
-EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "bf16": 2.0**-7, "fp16": 2.0**-10}
 
 
 def _build(case: AttentionCase) -> Call:
@@ -42,26 +36,4 @@ def _build(case: AttentionCase) -> Call:
     return mixing
 
 
-def gate(case: AttentionCase, inputs: tuple[Any, ...], outputs: Any) -> float:
-    """Relative error against numpy's float64 transform. Raises Wrong.
-
-    A transform of n = T x D standard normal values has a standard deviation of sqrt(n / 2) and an error that grows with
-    log2(n), so the bound does both.
-    """
-    given = list(flatten(outputs).values())
-    if len(given) != 1:
-        raise Wrong(f"returned {len(given)} tensors, expected 1")
-    like(given[0], inputs[2])
-    points = case.length * case.head_dim
-    want = np.fft.fft2(to_float64(inputs[2], "v"), axes=(-2, -1)).real.repeat(case.heads // case.groups, axis=1)
-    eps = EPS[case.dtype]
-    bound = 4 * eps * (1 + math.log2(points))
-    reason = f"{case.dtype}, 4 eps per stage of a transform of {points} points"
-    return compare(to_float64(given[0]), want, Tolerance(rtol=bound, atol=bound * math.sqrt(points / 2), reason=reason))
-
-
-CONTENDER: Contender[AttentionCase] = Contender(
-    build=_build,
-    differs="a fixed Fourier mix of v: no queries, no keys, no weights by content",
-    gate=gate,
-)
+CONTENDER: Contender[AttentionCase] = Contender(build=_build, differs=DIFFERS, gate=gate)
