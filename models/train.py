@@ -64,8 +64,8 @@ def fit(
     with seeded(derived(seed, "fit")):
         run = _Run(model, loss, batches, evaluate, recipe, seed, device)
         if checkpoint is not None:
-            run.use(checkpoint, checkpoint_every)
-        with _bar(recipe.steps, progress) as show:
+            run.keep(checkpoint, checkpoint_every)
+        with _bar(run.history.steps, recipe.steps, progress) as show:
             run.train(show)
         return run.history
 
@@ -89,7 +89,7 @@ class _Run:
         self.path_every = 0
         self.identity: dict[str, Any] = {}
 
-    def use(self, path: Path, every: int) -> None:
+    def keep(self, path: Path, every: int) -> None:
         """Continue from ``path`` where it exists, and write it every so many updates."""
         model = self.step.model
         shapes = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items()]
@@ -138,7 +138,7 @@ class _Run:
 
     def _update(self, watch: bool) -> None:
         done = self.history.steps
-        batch = self.first if done == 0 else self._batch(done)
+        batch, self.first = (self.first if done == 0 else self._batch(done)), ()
         self.step.set_lr(learning_rate(self.recipe, done))
         self.unread.append(self.step(*batch, watch=watch))
         self.history.steps = done + 1
@@ -238,7 +238,7 @@ def _checked_batch(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Ten
 
 
 @contextmanager
-def _bar(steps: int, wanted: bool) -> Iterator[Callable[[int, str], None]]:
+def _bar(done: int, steps: int, wanted: bool) -> Iterator[Callable[[int, str], None]]:
     """A bar with the remaining time, on a terminal."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda step, text: None
@@ -248,5 +248,5 @@ def _bar(steps: int, wanted: bool) -> Iterator[Callable[[int, str], None]]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=steps)
+        task = bar.add_task("training", total=steps, completed=done)
         yield lambda step, text: bar.update(task, completed=step, description=text)
