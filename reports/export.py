@@ -14,7 +14,8 @@ from typing import Any
 
 from archbench.formatting import quantity, ratio, seconds
 from archbench.reports.load import Problem
-from archbench.reports.rows import Results, Row, load
+from archbench.reports.row import Row
+from archbench.reports.rows import Results, load
 
 SCHEMA = 1
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

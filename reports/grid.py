@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from archbench.cells import Metric, Scalar
-from archbench.formatting import quantity, ratio, seconds
+from archbench.formatting import quantity, ratio, seconds, significant
 from archbench.reports.charts import RatioScale
 from archbench.reports.export import rank_text
-from archbench.reports.rows import Row, is_rankable
+from archbench.reports.row import Row, is_rankable
 
 HTML_ROWS = 100
 TEXTS: dict[str, Callable[[Row], str]] = {
@@ -30,6 +30,7 @@ TEXTS: dict[str, Callable[[Row], str]] = {
     "baseline": lambda row: row.baseline,
     "family": lambda row: row.note.family,
     "differs": lambda row: row.note.differs or "",
+    "quality": lambda row: row.quality,
 }
 KNOWN_METRICS = ("latency_s", "slowdown", "peak_bytes", "error", "energy_j")
 
@@ -52,6 +53,7 @@ class Line:
     rank: str
     time: str
     slowdown: str
+    quality: str
     strip: tuple[float, float, float] | None  # lower end, centre, upper end on 0..100
     limit: str
     limit_share: float | None
@@ -82,6 +84,14 @@ def text_of(metrics: Mapping[str, Metric], name: str) -> str:
     return "" if metric is None else quantity(metric.value, metric.unit)
 
 
+def with_interval(metric: Metric | None) -> str:
+    """``0.312 (0.301-0.323)``."""
+    if metric is None:
+        return ""
+    text = quantity(metric.value, metric.unit)
+    return f"{text} ({significant(metric.ci[0])}-{significant(metric.ci[1])})" if metric.ci else text
+
+
 def percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
@@ -97,6 +107,7 @@ def line(row: Row, scale: RatioScale, leads: bool = False) -> Line:
         rank=rank_text(row.rank),
         time=seconds(time.value) if time else "",
         slowdown=ratio(slowdown.value, slowdown.ci) if slowdown else "",
+        quality=with_interval(row.metrics.get(row.quality)),
         strip=strip,
         limit=percent(row.limit_fraction),
         limit_share=None if row.limit_fraction is None else round(100 * min(1.0, row.limit_fraction), 1),
@@ -105,7 +116,7 @@ def line(row: Row, scale: RatioScale, leads: bool = False) -> Line:
         others=", ".join(
             f"{name} {quantity(m.value, m.unit)}"
             for name, m in sorted(row.metrics.items())
-            if name not in KNOWN_METRICS
+            if name not in (*KNOWN_METRICS, row.quality)
         ),
         leads=leads,
     )
@@ -132,7 +143,7 @@ def grid(
             row.commit,
             row.note.differs is not None,
             row.rank is None,
-            row.metrics["slowdown"].value if "slowdown" in row.metrics else float("inf"),
+            row.metrics[row.ranking].value if row.ranking in row.metrics else float("inf"),
             row.contender,
         ),
     )
@@ -152,6 +163,7 @@ def grid(
 def _columns(rows: Sequence[Row]) -> list[Column]:
     several = {name: len({value(row) for row in rows}) > 1 for name, value in TEXTS.items()}
     energy = any("energy_j" in row.metrics for row in rows)
+    qualities = sorted({row.quality_name for row in rows if row.quality})
     return [
         Column("machine", "Machine", "", several["machine"]),
         Column("commit", "Commit", "", several["commit"]),
@@ -161,6 +173,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         Column("contender", "Contender"),
         Column("time", "Time", "median seconds a call"),
         Column("slowdown", "Slowdown", "paired ratio to the baseline with its 95 % interval; lower is better"),
+        Column("quality", (" or ".join(qualities) or "quality").capitalize(), "mean over the seeds", bool(qualities)),
         Column("limit", "Of limit", "share of what this machine was measured to be able to do"),
         Column("memory", "Memory", "peak bytes a call adds"),
         Column("error", "Error", "relative to the float64 reference", False),

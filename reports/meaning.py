@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from archbench.cells import SCHEMA, Cell, Duel, Metric, Record, Run, Started, TrackNote
+from archbench.cells import SCHEMA, Cell, Data, Duel, Metric, Record, Run, Started, TrackNote
 from archbench.names import is_safe_name, legible
 from archbench.stats import Interval, control_log_ratios, hodges_lehmann, log_ratios, median_interval
+from archbench.training import SUFFIXES, over_seeds
 
 UNITS = {"slowdown": "ratio", "error": "ratio", "control": "ratio"}
-SUFFIXES = {"_s": "s", "_bytes": "B", "_j": "J"}  # a metric that ends so is in that unit
 LARGEST = {"s": 1e7, "B": 1e18, "J": 1e12, "ratio": 1e15}  # beyond these a number is no measurement
 LEAST = {"s": 1e-12, "B": 1e-3, "J": 1e-15, "ratio": 1e-12}  # and below these, where it must not be zero, neither
 RATIO = 1e9  # the largest slowdown, and one over the least
@@ -41,6 +41,7 @@ ABOVE_THE_ROOFLINE = 1.05  # the harness gives no number above it (IMPOSSIBLE_AB
 CLOCK_SKEW = timedelta(days=1)  # between the machine that measured and the one that committed
 AGREES = 1e-6  # relative: what two processors may differ by in the same arithmetic
 _COMMIT = re.compile(r"[0-9a-f]{4,64}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
 _NEVER_NEGATIVE = re.compile(r"(?:timeraw|time|peakmem|mem)_")  # asv's kinds by the names of their functions
 _HIDING = re.compile(rb'[^\x20-\x7e]|\\[^"\\/]')  # bytes of a line in which an illegible character could be
 
@@ -68,7 +69,7 @@ def check_record(record: Record) -> None:
         check_cell(record)
     elif isinstance(record, TrackNote):
         _usable(record.track)
-        _names("name", [record.baseline, *record.cases, *record.contenders])
+        _names("name", [record.baseline, record.quality, *record.cases, *record.contenders])
         _few("cases", len(record.cases), MAX_CASES)
         _few("contenders", len(record.contenders), MAX_CONTENDERS)
         for axes in record.cases.values():
@@ -127,6 +128,11 @@ def check_cell(cell: Cell) -> None:
         _few("points of a curve", len(curve), MAX_CURVE)
         if not all(abs(x) <= CURVE for point in curve for x in point):  # not NaN either
             raise ValueError("a curve is not finite, or beyond 1e30")
+    _few("metrics with samples", len(cell.samples), MAX_METRICS)
+    for name, values in cell.samples.items():
+        _check_samples(name, values, cell.metrics.get(name))
+    if cell.data is not None:
+        _check_data(cell.data)
     if cell.limit_fraction is not None and not 1e-12 <= cell.limit_fraction <= ABOVE_THE_ROOFLINE:
         raise ValueError(f"limit_fraction is {cell.limit_fraction:g}: no call is quicker than the machine's limit")
     if cell.duel is not None:
@@ -268,6 +274,27 @@ def _check_duel(cell: Cell, duel: Duel) -> None:
     _follows("latency_s", cell.metrics.get("latency_s"), median_interval(duel.contender_s))
     _follows("slowdown", cell.metrics.get("slowdown"), hodges_lehmann(log_ratios(duel)).exp())
     _follows("control", cell.control, hodges_lehmann(control_log_ratios(duel)).exp())
+
+
+def _check_samples(name: str, values: Sequence[float | None], stored: Metric | None) -> None:
+    """A metric is what its runs give."""
+    known = [value for value in values if value is not None]
+    if len(values) > MAX_BLOCKS or not all(abs(value) <= CURVE for value in known):  # not NaN either
+        raise ValueError(f"the runs' values of {name} are not finite, or more than {MAX_BLOCKS}")
+    if stored is None or not known:
+        raise ValueError(f"there are runs for {name}, but no number, or a number without a run")
+    found = over_seeds(name, known)
+    low, high = found.ci or (found.value, found.value)
+    if stored.n != found.n or (stored.ci is None) != (found.ci is None):
+        raise ValueError(f"{name} is of {stored.n} runs, there are {found.n}")
+    _follows(name, stored, Interval(found.value, low, high, found.n))
+
+
+def _check_data(data: Data) -> None:
+    _names("data", [data.name])
+    _short([data.origin], MAX_TEXT)
+    if not _FINGERPRINT.fullmatch(data.fingerprint):
+        raise ValueError(f"fingerprint {data.fingerprint[:60]!r} does not look like a hash")
 
 
 def _follows(name: str, stored: Metric | None, found: Interval) -> None:

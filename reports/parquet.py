@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from archbench.reports.export import as_dict
-from archbench.reports.rows import Results, Row
+from archbench.reports.row import Row
+from archbench.reports.rows import Results
 
 BATCH = 20_000  # rows held as columns at a time: what bounds the memory of a large archive
 TEXTS = ("machine", "commit", "track", "case", "contender", "status", "reason", "baseline", "reproduce")

@@ -12,9 +12,9 @@ import math
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -23,55 +23,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from archbench.cells import Cell, ContenderNote, Metric, Run, Scalar, Status, TrackNote
+from archbench.cells import Cell, ContenderNote, Metric, Run, Scalar, TrackNote
 from archbench.reports.archive import EMPTY, Archive, Source, build
 from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
 from archbench.reports.cache import Cache, CachedReader, place
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.meaning import check_metric, date
+from archbench.reports.quality import case_on, compared, data_of, facts_of, plain_case, with_data
 from archbench.reports.rank import band, log_interval, ranks
+from archbench.reports.row import Row, is_crowded, is_rankable
 from archbench.reports.run_files import RunFile, drop_replays, drop_surplus, read_run
 from archbench.stats import Interval
 
-OUR_SUITE = re.compile(r"(?P<track>\w+)\.\w+\.track_(?P<metric>latency|slowdown|peak_bytes)")
-OUR_METRICS = {"latency": ("latency_s", "s"), "slowdown": ("slowdown", "ratio"), "peak_bytes": ("peak_bytes", "B")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the leaderboard. ``rank`` is None where the row is not ranked."""
-
-    machine: str
-    commit: str
-    track: str
-    case: str
-    contender: str
-    status: Status
-    reason: str = ""
-    rank: tuple[int, int] | None = None
-    baseline: str = ""
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    limit_fraction: float | None = None
-    limit_kind: str | None = None
-    control: Metric | None = None
-    host: Mapping[str, Scalar] = field(default_factory=dict)
-    reproduce: str = ""
-    # what the pages need beside the export's fields
-    date: str = ""  # of the commit, ISO 8601
-    run: str = ""
-    version: str = ""  # of the track's series
-    note: ContenderNote = field(default_factory=ContenderNote)
-    energy_trust: str | None = None
-    series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)  # curves: loss over step
-
-    @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        return (self.machine, self.commit, self.track, self.case, self.contender)
-
-    @property
-    def group(self) -> tuple[str, str, str, str, str, str]:
-        """Rows that are ranked together: their slowdowns are against the same baseline."""
-        return (self.machine, self.commit, self.track, self.version, self.case, self.baseline)
+OUR_SUITE = re.compile(r"(?P<track>\w+)\.\w+\.track_(?P<metric>latency|slowdown|peak_bytes|quality)")
+# Of the time; the quality is named by its track.
+OUR_METRICS = {
+    "latency": ("latency_s", "s"),
+    "slowdown": ("slowdown", "ratio"),
+    "peak_bytes": ("peak_bytes", "B"),
+}
 
 
 @dataclass
@@ -129,7 +99,10 @@ def load(folder: Path) -> Results:
     tracks = {name: note for run in runs for name, note in run.tracks.items()}  # the newest run's word counts
     found = {row.key: row for run in runs for row in _run_rows(run, run.cells)}  # the newest run's cell counts
     told = {(run.run.machine, run.run.commit) for run in runs}
+    known = {(row.machine, row.commit, row.track, plain_case(row.case), row.contender) for row in found.values()}
     for row in _asv_rows(asv_files, files, tracks):
+        if row.key in known:
+            continue
         # Where our run files tell of a commit, what asv calls failed and they do not know was not asked for.
         if row.status == "ok" or (row.machine, row.commit) not in told:
             found.setdefault(row.key, row)
@@ -139,6 +112,7 @@ def load(folder: Path) -> Results:
     archive = build(asv_files, files.benchmarks, lambda layout: _own_points(layout, files))
     if not found and not len(archive) and not problems:
         raise no_results(folder)
+    tracks = with_data(tracks, found.values())
     return Results(
         rows=sorted(_ranked(found.values()), key=_order),
         runs=[msgspec.structs.replace(run.run, started=_utc(run.run.started)) for run in runs],
@@ -171,13 +145,15 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
     run = file.run
     shared: dict[str, Scalar] = {**run.host, "device": run.device, "dirty": run.dirty, "environment": run.environment}
     shared |= {f"version.{name}": value for name, value in run.versions.items()}
+    data = data_of(file.cells)
     for cell in cells:
         note = file.tracks.get(cell.track)
+        seen = cell.data or data.get((cell.track, cell.case))
         yield Row(
             machine=run.machine,
             commit=run.commit,
             track=cell.track,
-            case=cell.case,
+            case=case_on(cell.case, seen),
             contender=cell.contender,
             status=cell.status,
             reason=cell.reason,
@@ -186,7 +162,7 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             limit_fraction=None if cell.limit_fraction is None else _six(cell.limit_fraction),
             limit_kind=cell.limit_kind,
             control=None if cell.control is None else _rounded(cell.control),
-            host=shared | cell.host | _measured_at(cell),
+            host=shared | cell.host | _measured_at(cell) | facts_of(seen),
             reproduce=reproduce(cell.track, cell.contender, cell.case) if cell.baseline else "",  # imported: none
             date=_utc(run.commit_date),
             run=run.run,
@@ -194,6 +170,8 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             note=note.contenders.get(cell.contender, ContenderNote()) if note else ContenderNote(),
             energy_trust=cell.energy_trust,
             series=cell.series,
+            samples=cell.samples,
+            quality=note.quality if note else "",
         )
 
 
@@ -255,9 +233,9 @@ def _our_row(source: Source, point: Point, tracks: Mapping[str, TrackNote]) -> R
     case, contender = (text.strip("'\"") for text in point.parameters)
     track = match["track"]
     note = tracks.get(track)
-    name, unit = OUR_METRICS[match["metric"]]
+    name, unit = OUR_METRICS.get(match["metric"], (note.quality if note else "", "ratio"))
     status, reason, metrics = point.status, point.reason, {}
-    if point.value is not None:
+    if point.value is not None and name:
         metrics[name] = Metric(point.value, unit, point.interval, point.n)
         try:
             check_metric(name, metrics[name])
@@ -322,34 +300,24 @@ def _ranked(rows: Iterable[Row]) -> Iterable[Row]:
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row)
-    for group in groups.values():
+    for group in map(compared, groups.values()):
         slowdowns = {row.contender: _known(row) for row in group if is_rankable(row)}
-        found = ranks(slowdowns, band([row.control for row in group if row.control is not None]))
+        noise = [row.control for row in group if row.control is not None and not row.quality]
+        found = ranks(slowdowns, band(noise))
         for row in group:
             yield replace(row, rank=found.get(row.contender))
 
 
 def _known(row: Row) -> Interval:
-    """What a slowdown says for the ranks of its case: nothing, where the machine was crowded."""
-    found = log_interval(row.metrics["slowdown"])
-    return Interval(found.value, -math.inf, math.inf, found.n) if is_crowded(row) else found
-
-
-def is_crowded(row: Row) -> bool:
-    """Whether neighbours used the cores the case wants: the row says so, and its ratio may be off either way."""
-    return row.status == "ok" and bool(row.reason)
-
-
-def is_rankable(row: Row) -> bool:
-    """Measured against the baseline, with an interval, and answering the track's question."""
-    slowdown = row.metrics.get("slowdown")
-    measured = slowdown is not None and slowdown.ci is not None and slowdown.ci[0] > 0
-    return row.status == "ok" and row.note.differs is None and measured and bool(row.baseline)
+    """What a ratio says for the ranks of its case: nothing, where the machine was crowded."""
+    found = log_interval(row.metrics[row.ranking])
+    crowded = is_crowded(row) and not row.quality  # neighbours make a run slow, not wrong
+    return Interval(found.value, -math.inf, math.inf, found.n) if crowded else found
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    slowdown = row.metrics.get("slowdown")
-    value = slowdown.value if slowdown else float("inf")
+    against = row.metrics.get(row.ranking)
+    value = against.value if against else float("inf")
     return (
         row.machine,
         row.track,

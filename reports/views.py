@@ -16,8 +16,9 @@ from archbench.reports.charts.pareto import pareto
 from archbench.reports.charts.scaling import scaling
 from archbench.reports.export import rank_text
 from archbench.reports.rank import band, log_interval, overall
-from archbench.reports.rows import Results, Row, is_crowded, is_rankable
-from archbench.stats import Interval
+from archbench.reports.row import Row, is_crowded, is_rankable
+from archbench.reports.rows import Results
+from archbench.stats import Interval, geometric_mean
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,15 @@ class Standing:
     name: str
     family: str
     summary: str
-    mean: str
+    mean: str  # of what ranks: the slowdown, or the quality against the baseline's
     strip: tuple[float, float, float] | None  # the mean and its interval on 0..100
+    time: Interval | None  # the slowdown, where it is not what ranks
     coverage: str
     complete: bool
+
+    @property
+    def time_text(self) -> str:
+        return ratio(self.time.value, (self.time.lo, self.time.hi)) if self.time else ""
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,10 @@ class TrackBoard:
     versions: str
     noise: str  # the A/A band over the cases, as text
     sentence: str
+    quality: str  # what ranks in words, where it is not the time
     standings: list[Standing]
     one: float  # where 1x is on the strips of the standings
-    heat: Heat | None
+    heats: list[tuple[str, Heat]]  # what it shows, and the table
     charts: list[Chart]
     rows: list[Row]
     others: list[tuple[str, str, int]]  # other commits on this machine: commit, date, rows
@@ -102,7 +109,11 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
     scale = RatioScale.over([row for row in shown if is_rankable(row)])
     counts = Counter(row.commit for row in rows)
     dates = {row.commit: row.date[:10] for row in rows}
-    candidates = [scaling(cases, shown), *(pareto(shown, name) for name in ("peak_bytes", "energy_j")), *curves(shown)]
+    costs = ([first.ranking] if first.quality else []) + ["peak_bytes", "energy_j"]
+    candidates = [*(pareto(shown, name) for name in costs), scaling(cases, shown), *curves(shown)]
+    order = [s.name for s in table]
+    pictures = [(first.quality_name, heat(shown, order, cases, first.ranking))] if first.quality else []
+    pictures.append(("slowdown", heat(shown, order, cases)))
     return TrackBoard(
         machine=first.machine,
         commit=first.commit,
@@ -111,9 +122,10 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
         versions=versions_of(newest),
         noise=f"±{100 * (math.exp(width) - 1):.1f} %" if width else "",
         sentence=sentence(shown, table),
+        quality=first.quality_name,
         standings=table,
         one=scale.at(1.0),
-        heat=heat(shown, [s.name for s in table], cases),
+        heats=[(what, picture) for what, picture in pictures if picture is not None],
         charts=[chart for chart in candidates if chart is not None],
         rows=shown,
         others=[(commit, dates[commit], counts[commit]) for commit in newest_commits(rows) if commit != first.commit],
@@ -132,17 +144,18 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     """Contenders over all cases; those that lack cases are listed, not ranked."""
     notes = {row.contender: row.note for row in rows}
     rankable = [row for row in rows if is_rankable(row)]
-    crowded = {row.case for row in rankable if is_crowded(row)}
+    crowded = {row.case for row in rankable if is_crowded(row) and not row.quality}
     if crowded < {row.case for row in rankable}:  # a case that was crowded for one contender says nothing of the order
         rankable = [row for row in rankable if row.case not in crowded]
     counts = Counter(row.case for row in rankable)  # a case of a few says nothing of the others
     cases = sorted(case for case, count in counts.items() if 2 * count >= max(counts.values()))
     by_contender: dict[str, dict[str, Interval]] = defaultdict(dict)
     for row in rankable:
-        by_contender[row.contender][row.case] = log_interval(row.metrics["slowdown"])
+        by_contender[row.contender][row.case] = log_interval(row.metrics[row.ranking])
     scale = RatioScale.over(rankable)
+    quality = any(row.quality for row in rows)
     found = []
-    for entry in overall(by_contender, cases, overall_band(rows, cases)):
+    for entry in overall(by_contender, cases, 0.0 if quality else overall_band(rows, cases)):
         shown = entry.mean.exp() if entry.mean else None
         found.append(
             Standing(
@@ -152,12 +165,23 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
                 family=notes[entry.name].family,
                 summary=notes[entry.name].summary,
                 mean=ratio(shown.value, (shown.lo, shown.hi)) if shown else "not ranked: cases are missing",
+                time=mean_slowdown(rows, entry.name, cases) if quality and shown else None,
                 strip=(scale.at(shown.lo), scale.at(shown.value), scale.at(shown.hi)) if shown else None,
                 coverage=f"{entry.covered} of {len(cases)}",
                 complete=shown is not None,
             )
         )
     return found
+
+
+def mean_slowdown(rows: Sequence[Row], contender: str, cases: Sequence[str]) -> Interval | None:
+    """The geometric mean of a contender's slowdown over the cases."""
+    found = [
+        log_interval(row.metrics["slowdown"])
+        for row in rows
+        if row.contender == contender and row.case in cases and "slowdown" in row.metrics
+    ]
+    return geometric_mean(found).exp() if found else None
 
 
 def overall_band(rows: Sequence[Row], cases: Sequence[str]) -> float:
@@ -177,11 +201,30 @@ def sentence(rows: Sequence[Row], table: Sequence[Standing]) -> str:
     who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     what = "is the fastest" if len(names) == 1 else "are the fastest and cannot be told apart"
     cases = leader.coverage.rpartition(" ")[2]
+    if first.quality:
+        return _trade(rows, table, who, len(names) > 1, int(cases))
     return (
         f"{first.track} on {first.machine}: {who} {what} of {ranked} contenders over {cases} "
         f"case{'' if cases == '1' else 's'}, {leader.mean} the time of {first.baseline} "
         f"(95 % interval; commit {first.commit[:8]})."
     )
+
+
+def _trade(rows: Sequence[Row], table: Sequence[Standing], who: str, several: bool, cases: int) -> str:
+    """The sentence of a track that ranks by quality: who errs least, and what the quickest gives up for its speed."""
+    first, what = rows[0], rows[0].quality_name
+    timed = [(s.time.value, s.name, s) for s in table if s.time is not None]
+    quickest = min(timed)[2] if timed else None
+    said = (
+        f"{first.track} on {first.machine}: {who} {'have' if several else 'has'} the lowest {what} of "
+        f"{sum(s.complete for s in table)} contenders over {cases} case{'' if cases == 1 else 's'}"
+    )
+    if quickest is not None and not quickest.first:
+        said += (
+            f"; {quickest.name}, the quickest, takes {quickest.time_text} the time a step of {first.baseline} "
+            f"and makes {quickest.mean} its {what}"
+        )
+    return f"{said} (95 % intervals over seeds and cases; commit {first.commit[:8]})."
 
 
 def winner(rows: Sequence[Row], table: Sequence[Standing]) -> Winner:
@@ -197,17 +240,18 @@ def winner(rows: Sequence[Row], table: Sequence[Standing]) -> Winner:
         first = sum(1 for row in shown if row.contender == leader.name and row.rank is not None and row.rank[0] == 1)
         firsts = f"first or tied in {first} of {len(cases)} cases"
         if follower is not None:
-            lead = f"{follower.name} takes {_against(shown, follower.name, leader.name)} as long"
-    return Winner(
-        machine, track, names, leader.mean if leader else "", lead, firsts, len(shown), shown[0].commit, shown[0].date
-    )
+            times = _against(shown, follower.name, leader.name)
+            what = shown[0].quality_name
+            lead = f"{follower.name} has {times} its {what}" if what else f"{follower.name} takes {times} as long"
+    margin = f"{leader.mean} {shown[0].quality_name}".rstrip() if leader else ""
+    return Winner(machine, track, names, margin, lead, firsts, len(shown), shown[0].commit, shown[0].date)
 
 
 def _against(rows: Sequence[Row], slower: str, faster: str) -> str:
     logs: dict[str, dict[str, float]] = {slower: {}, faster: {}}
     for row in rows:
         if row.contender in logs and is_rankable(row):
-            logs[row.contender][row.case] = math.log(row.metrics["slowdown"].value)
+            logs[row.contender][row.case] = math.log(row.metrics[row.ranking].value)
     shared = logs[slower].keys() & logs[faster].keys()
     return f"{significant(math.exp(sum(logs[slower][c] - logs[faster][c] for c in sorted(shared)) / len(shared)))}×"
 

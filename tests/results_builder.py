@@ -11,7 +11,21 @@ from pathlib import Path
 
 import msgspec
 
-from archbench.cells import SCHEMA, Ceiling, Cell, ContenderNote, Duel, Metric, Record, Run, Started, TrackNote, encode
+from archbench.cells import (
+    SCHEMA,
+    Ceiling,
+    Cell,
+    ContenderNote,
+    Data,
+    Duel,
+    Metric,
+    Record,
+    Run,
+    Started,
+    TrackNote,
+    encode,
+)
+from archbench.training import over_seeds
 
 MACHINE = "amd-epyc-zen4-2c"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -161,3 +175,51 @@ def asv_file(**changes: object) -> str:
     """One of asv's result files with one value."""
     data = {"version": 2, "commit_hash": "abcd", "env_name": "e", "date": 1, "params": {"machine": MACHINE}}
     return json.dumps(data | {"result_columns": ["result", "params"], "results": {"a.track_x": [[1.0], []]}} | changes)
+
+
+def trained(
+    contender: str,
+    errors: Sequence[float],
+    slowdown: float = 1.0,
+    case: str = "text-len128",
+    fingerprint: str = "abcdef0123456789",
+    **changes: object,
+) -> Cell:
+    """An ok cell of the training track ``mixing``, an error for each seed."""
+    timed = cell(contender, slowdown, case)
+    steps = [(float(i), 0.9 * math.exp(-i / 5) + errors[0]) for i in range(10)]
+    fields: dict[str, object] = {
+        "track": "mixing",
+        "metrics": timed.metrics | {"test_error": over_seeds("test_error", errors)},
+        "samples": {"test_error": list(errors)},
+        "series": {"test_error": steps, "loss": steps},
+        "data": Data("text", "made for this test", fingerprint),
+        "limit_fraction": None,
+        "limit_kind": None,
+    }
+    return msgspec.structs.replace(timed, **(fields | changes))
+
+
+def study(folder: Path) -> Path:
+    """A training track: ``quick`` errs more and steps faster, ``lost`` cannot be told from the baseline."""
+    told = msgspec.structs.replace(
+        note("mixing"),
+        quality="test_error",
+        cases={f"text-len{n}": {"length": n, "data": "text"} for n in (128, 512)},
+    )
+    base = [0.30, 0.32, 0.31, 0.29]
+    write(
+        folder,
+        [
+            run(),
+            told,
+            trained("base", base),
+            trained("quick", [x * 1.2 + 0.001 * i for i, x in enumerate(base)], 0.6),
+            trained("lost", [x * (1 + 0.02 * (-1) ** i) for i, x in enumerate(base)], 1.1),
+            cell("gpu_only", case="text-len128", track="mixing", status="unsupported", reason="needs CUDA"),
+            trained("base", [0.2, 0.21, 0.22], case="text-len512"),
+            trained("quick", [0.25, 0.26, 0.27], 0.6, case="text-len512"),
+            trained("lost", [0.201, 0.208, 0.223], 1.1, case="text-len512"),
+        ],
+    )
+    return folder

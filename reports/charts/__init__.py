@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, 210, 14, 44
@@ -164,7 +164,7 @@ class RatioScale:
         """A scale that holds every interval of the rows, and 1x."""
         ends = [1.0]
         for row in rows:
-            metric = row.metrics.get("slowdown")
+            metric = row.metrics.get(row.ranking)
             if metric:
                 ends += [metric.value, *(end for end in metric.ci or () if end > 0)]
         return cls(min(ends) / 1.1, max(ends) * 1.1)

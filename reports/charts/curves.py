@@ -21,20 +21,22 @@ from archbench.reports.charts import (
     ticks,
     y_scale,
 )
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 MAX_CHARTS = 8
 MAX_POINTS = 240  # of a line: more than the picture has pixels to tell apart
 
 
 def curves(rows: Sequence[Row]) -> list[Chart]:
-    """A chart per case and series name, at most eight; logarithmic in y where all values are positive."""
+    """A chart per case and series name, at most eight, those of the quality first; logarithmic in y where all values are positive."""
+    quality = {row.quality for row in rows}
     found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(dict)
     for row in rows:
         for name, points in row.series.items():
             if points:
                 found[name, row.case][row.contender] = sorted(points)
-    return [_chart(name, case, lines) for (name, case), lines in sorted(found.items())[:MAX_CHARTS]]
+    chosen = sorted(found, key=lambda key: (key[0] not in quality, *key))[:MAX_CHARTS]
+    return [_chart(name, case, found[name, case]) for name, case in chosen]
 
 
 def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]]) -> Chart:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from archbench.cells import Scalar
 from archbench.formatting import significant
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 STEPS = 4  # shades on each side of 1x
 FULL = math.log(8.0)  # an eight-fold difference has the strongest shade
@@ -39,6 +39,7 @@ class Heat:
 
     cases: list[str]
     rows: list[HeatRow]
+    ranks: bool  # whether its numbers are those that rank
 
 
 def shade(slowdown: float) -> str:
@@ -50,29 +51,37 @@ def shade(slowdown: float) -> str:
     return f"{'f' if slowdown < 1 else 's'}{step}"
 
 
-def heat(rows: Sequence[Row], order: Sequence[str], cases: Mapping[str, Mapping[str, Scalar]]) -> Heat | None:
-    """The table of one machine at one commit; contenders with a time that ``order`` lacks come after."""
+def heat(
+    rows: Sequence[Row],
+    order: Sequence[str],
+    cases: Mapping[str, Mapping[str, Scalar]],
+    metric: str = "slowdown",
+) -> Heat | None:
+    """The table of one machine at one commit; contenders with a number that ``order`` lacks come after.
+
+    ``metric`` is a ratio to the baseline. The ring marks a first place where the metric is what ranks.
+    """
     cells = {(row.contender, row.case): row for row in rows}
-    timed = [row for row in rows if "slowdown" in row.metrics]
+    timed = [row for row in rows if metric in row.metrics]
     measured = {row.case for row in timed}
     columns = [slug for slug in cases if slug in measured] + sorted(measured - set(cases))
     shown = [*order, *sorted({row.contender for row in timed} - set(order))]
     if len(columns) < 2 or len(shown) < 2:
         return None
     aside = {row.contender for row in rows if row.note.differs is not None}
-    return Heat(
-        columns,
-        [HeatRow(name, name in aside, [_square(cells.get((name, case))) for case in columns]) for name in shown],
-    )
+    squares = {name: [_square(cells.get((name, case)), metric) for case in columns] for name in shown}
+    lines = [HeatRow(name, name in aside, own) for name, own in squares.items()]
+    return Heat(columns, lines, any(row.ranking == metric for row in timed))
 
 
-def _square(row: Row | None) -> Square:
+def _square(row: Row | None, metric: str) -> Square:
     if row is None:
         return Square("", "none", False, "not measured")
-    slowdown = row.metrics.get("slowdown")
-    if slowdown is None:
+    found = row.metrics.get(metric)
+    if found is None:
         return Square("–", "none", False, f"{row.status}: {row.reason}" if row.reason else row.status)
-    text = significant(slowdown.value, 3)
+    text = significant(found.value, 3)
     if row.note.differs is not None:
         return Square(text, "aside", False, "another function: not ranked")
-    return Square(text, shade(slowdown.value), bool(row.rank and row.rank[0] == 1), "")
+    first = metric == row.ranking and row.rank is not None and row.rank[0] == 1
+    return Square(text, shade(found.value), first, "")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from archbench.formatting import significant
 from archbench.reports.charts import ACROSS, UPRIGHT, Chart, drawn, few, noted, ticks, x_scale, y_scale
-from archbench.reports.rows import Row, is_rankable
+from archbench.reports.row import Row, is_rankable
 
-LABELS = {"peak_bytes": "memory", "energy_j": "energy", "error": "error"}
+LABELS = {"peak_bytes": "memory", "energy_j": "energy"}  # others by their name: "test_error_ratio"
 MIN_CONTENDERS = 3
 
 
@@ -30,7 +30,7 @@ def pareto(rows: Sequence[Row], metric: str) -> Chart | None:
     if max(ys) / min(ys) < 1.01:
         return None
     x, y = x_scale(min(xs) / 1.15, max(xs) * 1.15), y_scale(min(ys) / 1.3, max(ys) * 1.3)
-    label = LABELS.get(metric, metric)
+    label = LABELS.get(metric, metric.removesuffix("_ratio").replace("_", " "))
     series = [
         (name, [(x.at(a), y.at(b), f"{significant(a)}× the time, {significant(b)}× the {label}")])
         for name, (a, b) in relative.items()
@@ -58,7 +58,7 @@ def pareto(rows: Sequence[Row], metric: str) -> Chart | None:
 def _relative(rows: Sequence[Row], metric: str) -> dict[str, tuple[float, float]]:
     by_name: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        if is_rankable(row) and metric in row.metrics and row.metrics[metric].value > 0:
+        if is_rankable(row) and {metric, "slowdown"} <= row.metrics.keys() and row.metrics[metric].value > 0:
             by_name[row.contender][row.case] = row
     base = next((by_name[row.baseline] for row in rows if row.baseline in by_name), None)
     if base is None:

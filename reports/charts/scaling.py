@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from archbench.cells import Scalar
 from archbench.formatting import seconds
 from archbench.reports.charts import ACROSS, UPRIGHT, Chart, drawn, few, noted, ticks, x_scale, y_scale
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 MIN_POINTS = 3
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from archbench.reports.rows import Results, Row
+from archbench.reports.row import Row
+from archbench.reports.rows import Results
 from archbench.reports.views import Standing, standings
 
 

@@ -18,7 +18,7 @@ from archbench.reports import views
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import compare_path, render
 from archbench.reports.rank import band, log_interval
-from archbench.reports.rows import Row, is_rankable
+from archbench.reports.row import Row, is_rankable
 from archbench.stats import apart
 
 MAX_COMMITS = 12  # per machine; older ones are in the export

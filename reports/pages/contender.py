@@ -10,7 +10,7 @@ from archbench.reports.export import csv_of
 from archbench.reports.grid import grid
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import contender_path, page_name, render
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 
 def outputs(board: Board) -> Iterator[Output]:

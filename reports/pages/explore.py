@@ -18,7 +18,7 @@ from markupsafe import Markup
 from archbench.reports import views
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import environment, inlined, static
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 PATH = "explore.html"
 

@@ -15,7 +15,7 @@ from archbench.reports import views
 from archbench.reports.charts.spark import Spark, spark
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import history_path, render
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 from archbench.reports.steps import changes, within_epochs
 
 MAX_SERIES = 300  # of a machine; those that moved most come first

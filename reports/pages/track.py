@@ -11,7 +11,7 @@ from archbench.reports.grid import grid
 from archbench.reports.markup import markup
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import page_name, render, track_path
-from archbench.reports.rows import Row
+from archbench.reports.row import Row
 
 
 def outputs(board: Board) -> Iterator[Output]:

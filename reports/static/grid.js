@@ -64,7 +64,7 @@
   const badge = (i) => {
     const made = [node("span", `badge s-${text("status", i)}`, text("status", i))];
     if (text("reason", i)) made.push(" ", node("span", "reason", text("reason", i)));
-    const more = others.filter((name) => metric(name, i) !== null).map((name) => `${name} ${printed(name, i)}`);
+    const more = others.filter((name) => name !== text("quality", i) && metric(name, i) !== null).map((name) => `${name} ${printed(name, i)}`);
     if (more.length) made.push(" ", node("span", "reason", more.join(", ")));
     return made;
   };
@@ -91,6 +91,14 @@
     },
     time: { className: "num", draw: (i) => [metric("latency_s", i) === null ? "" : seconds(metric("latency_s", i))], sort: (i) => metric("latency_s", i) },
     slowdown: { className: "slow", draw: strip, sort: (i) => metric("slowdown", i) },
+    quality: {
+      className: "num",
+      draw: (i) => {
+        const name = text("quality", i), low = metric(name, i, "lo");
+        return [printed(name, i) + (low === null ? "" : ` (${significant(low)}-${significant(metric(name, i, "hi"))})`)];
+      },
+      sort: (i) => metric(text("quality", i), i),
+    },
     limit: { className: "limit", draw: bar, sort: (i) => at(data.limit_fraction, i) },
     memory: { className: "num", draw: (i) => [printed("peak_bytes", i)], sort: (i) => metric("peak_bytes", i) },
     error: { className: "num", draw: (i) => [metric("error", i) === null ? "" : significant(metric("error", i), 2)], sort: (i) => metric("error", i) },

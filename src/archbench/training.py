@@ -9,12 +9,16 @@ compare in pairs of runs, and every error has an interval over them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from archbench.cells import Data
+from archbench.cells import Data, Metric
+from archbench.stats import mean_interval
 from archbench.track import Case, Device
+
+SUFFIXES = {"_s": "s", "_bytes": "B", "_j": "J"}  # a metric that ends so is in that unit
 
 Curve = Sequence[tuple[float, float]]  # (step, value)
 
@@ -51,3 +55,20 @@ class Trainable(Protocol):
 
     def data(self) -> Data | None:
         """What it is trained on; results on other data never share a row. None: numbers without a source."""
+
+
+def unit_of(metric: str) -> str:
+    """The unit a metric's name ends with, else "ratio": fractions and plain numbers."""
+    return next((unit for end, unit in SUFFIXES.items() if metric.endswith(end)), "ratio")
+
+
+def over_seeds(name: str, values: Sequence[float]) -> Metric:
+    """The runs' values as one number: their mean with Student's interval, which one run alone does not have.
+
+    Times and sizes are positive and skewed: theirs is the geometric mean.
+    """
+    if unit_of(name) != "ratio" and min(values) > 0:
+        found = mean_interval([math.log(value) for value in values]).exp()
+    else:
+        found = mean_interval(values)
+    return Metric(found.value, unit_of(name), (found.lo, found.hi) if found.n > 1 else None, found.n)

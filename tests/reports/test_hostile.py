@@ -18,7 +18,8 @@ import pytest
 from archbench.cells import ContenderNote, Duel, Metric, encode
 from archbench.reports import load as load_module
 from archbench.reports.export import export
-from archbench.reports.rows import Row, load
+from archbench.reports.row import Row
+from archbench.reports.rows import load
 from archbench.reports.site import MARKER, RenderRefused, render
 from results_builder import MACHINE, asv_file, cell, note, run, small, write
 

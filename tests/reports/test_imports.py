@@ -13,7 +13,8 @@ import pytest
 from archbench.reports.imports import import_file
 from archbench.reports.merge import merge
 from archbench.reports.parquet import NoPyarrow, as_parquet
-from archbench.reports.rows import Row, load
+from archbench.reports.row import Row
+from archbench.reports.rows import load
 from archbench.reports.site import render
 from results_builder import COMMIT, MACHINE, small
 

@@ -1,8 +1,7 @@
 """The long part of a training cell: whole runs, one for each seed, and what they say together.
 
-A metric is the mean over the seeds with Student's interval; times and sizes, which cannot be negative and are skewed,
-get the geometric mean instead. Every seed's value is kept, so that the board can compare contenders seed by seed. A
-curve is the mean of the seeds' curves where all of them have a value.
+Every seed's value is kept, so that the board can compare contenders seed by seed. A curve is the mean of the seeds'
+curves where all of them have a value.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from statistics import fmean
 from archbench.cells import Data, Metric
 from archbench.checks import Wrong
 from archbench.harness.gate import Examiner
-from archbench.stats import Interval, mean_interval
-from archbench.training import Curve, Outcome
-
-SUFFIXES = {"_s": "s", "_bytes": "B", "_j": "J"}
+from archbench.training import Curve, Outcome, over_seeds
 
 
 @dataclass(frozen=True)
@@ -56,26 +52,10 @@ def summary(outcomes: Sequence[Outcome], quality: str, data: Data | None = None)
         if not all(map(math.isfinite, known)):
             raise Wrong(f"a training run reports {name} as {next(x for x in known if not math.isfinite(x))}")
         samples[name] = [None if value is None else float(value) for value in values]
-        metrics[name] = metric(name, known)
+        metrics[name] = over_seeds(name, known)
     curves = list(dict.fromkeys(name for outcome in outcomes for name in outcome.curves))
     means = {name: mean_curve([o.curves[name] for o in outcomes if name in o.curves]) for name in curves}
     return Study(metrics, {name: curve for name, curve in means.items() if curve}, samples, data)
-
-
-def unit(name: str) -> str:
-    """The unit a metric's name ends with, else "ratio": fractions and plain numbers."""
-    return next((found for end, found in SUFFIXES.items() if name.endswith(end)), "ratio")
-
-
-def metric(name: str, values: Sequence[float]) -> Metric:
-    """The seeds' values as one number; with one seed it has no interval."""
-    found = centre(values, geometric=unit(name) != "ratio" and min(values) > 0)
-    return Metric(found.value, unit(name), (found.lo, found.hi) if found.n > 1 else None, found.n)
-
-
-def centre(values: Sequence[float], *, geometric: bool) -> Interval:
-    """Mean, or geometric mean, with Student's interval."""
-    return mean_interval([math.log(x) for x in values]).exp() if geometric else mean_interval(values)
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:

@@ -1,0 +1,129 @@
+"""Training tracks on the board: ranked by their quality, seed by seed, and never across different data."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from archbench.cells import Cell, Data, Metric
+from archbench.reports import views
+from archbench.reports.export import as_json
+from archbench.reports.grid import grid, line
+from archbench.reports.meaning import check_cell
+from archbench.reports.rows import load
+from archbench.reports.site import render
+from archbench.stats import mean_interval
+from results_builder import note, run, study, trained, write
+
+CASE = "text-len128@abcdef01"
+
+
+def test_the_ratio_of_the_errors_ranks_and_not_the_time(tmp_path: Path) -> None:
+    rows = {row.contender: row for row in load(study(tmp_path)).rows if row.case == CASE}
+    assert {name: row.rank for name, row in rows.items()} == {
+        "base": (1, 2),
+        "lost": (1, 2),
+        "quick": (3, 3),
+        "gpu_only": None,
+    }
+    logs = [math.log((x * 1.2 + 0.001 * i) / x) for i, x in enumerate([0.30, 0.32, 0.31, 0.29])]
+    ratio = rows["quick"].metrics["test_error_ratio"]
+    assert ratio.value == pytest.approx(math.exp(mean_interval(logs).value))
+    assert ratio.n == 4
+
+
+def test_a_row_without_data_stands_with_those_of_its_run(tmp_path: Path) -> None:
+    assert {row.case for row in load(study(tmp_path)).rows} == {CASE, "text-len512@abcdef01"}
+
+
+def test_other_data_is_another_case(tmp_path: Path) -> None:
+    study(tmp_path)
+    told = msgspec.structs.replace(note("mixing"), quality="test_error")
+    other = "0123456789abcdef"
+    later = run(identity="20260103T030405Z-dddddd")
+    write(tmp_path, [later, told, trained("base", [0.1, 0.2], fingerprint=other)])
+    rows = load(tmp_path).rows
+    assert {row.case for row in rows} >= {CASE, "text-len128@01234567"}
+    (alone,) = [row for row in rows if row.case.endswith("01234567")]
+    assert alone.reproduce == "archbench run mixing/base --case text-len128"
+    assert alone.host["data.fingerprint"] == other
+
+
+def test_the_case_keeps_its_axes_and_says_its_data(tmp_path: Path) -> None:
+    cases = load(study(tmp_path)).tracks["mixing"].cases
+    assert cases[CASE] == {"length": 128, "data": "text@abcdef01"}
+
+
+def test_the_sentence_says_what_speed_costs(tmp_path: Path) -> None:
+    rows = load(study(tmp_path)).rows
+    table = views.standings(rows)
+    said = views.sentence(rows, table)
+    assert said.startswith("mixing on amd-epyc-zen4-2c: base and lost have the lowest test error of 3 contenders")
+    assert "quick, the quickest, takes 0.600× (0.594-0.606) the time a step of base and makes 1.22×" in said
+    assert [s.time_text for s in table if s.name == "quick"] == ["0.600× (0.594-0.606)"]
+    won = views.winner(rows, table)
+    assert won.margin.endswith("test error")
+    assert won.lead.endswith("its test error")
+
+
+def test_the_table_has_the_error_with_its_interval(tmp_path: Path) -> None:
+    results = load(study(tmp_path))
+    table = grid("rows", results.rows, results.tracks["mixing"].cases)
+    assert ("quality", "Test error", "mean over the seeds", True) in table.offered
+    base = next(entry for entry in table.lines if entry.row.contender == "base")
+    assert base.quality == "0.305 (0.284-0.326)"
+    assert "test_error 0" not in base.others
+
+
+def test_the_page_shows_error_and_time_side_by_side(tmp_path: Path) -> None:
+    render(study(tmp_path / "results"), tmp_path / "site")
+    page = (tmp_path / "site" / "track" / "mixing.html").read_text()
+    assert "Test error against time" in page
+    assert "Geometric mean of the test error against the baseline's, seed by seed" in page
+    assert "Test error against the baseline: blue is lower" in page
+    assert "test_error: text-len128@abcdef01" in page
+
+
+def test_the_export_names_the_data(tmp_path: Path) -> None:
+    rows = json.loads(as_json(load(study(tmp_path))))["rows"]
+    assert rows[0]["host"]["data.origin"] == "made for this test"
+
+
+def bad(**changes: object) -> Cell:
+    return msgspec.structs.replace(trained("base", [0.1, 0.2, 0.3]), **changes)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (bad(samples={"test_error": [0.1, 0.2, 0.2]}), "its samples give"),
+        (bad(samples={"test_error": [0.1, 0.3]}), "is of 3 runs, there are 2"),
+        (bad(samples={"test_error": [0.1, 0.2, math.inf]}), "not finite"),
+        (bad(samples={"test_error": [None, None, None]}), "a number without a run"),
+        (bad(samples={"test_loss": [1.0]}), "a number without a run"),
+        (bad(data=Data("text", "", "../../etc")), "does not look like a hash"),
+    ],
+)
+def test_numbers_that_do_not_follow_from_their_runs_are_refused(cell: Cell, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_cell(cell)
+
+
+def test_an_error_of_nought_has_no_ratio(tmp_path: Path) -> None:
+    told = msgspec.structs.replace(note("mixing"), quality="test_error")
+    write(tmp_path, [run(), told, trained("base", [0.1, 0.2]), trained("fast", [0.0, 0.0])])
+    rows = {row.contender: row for row in load(tmp_path).rows}
+    assert rows["fast"].rank is None
+    assert rows["fast"].metrics["test_error"] == Metric(0.0, "ratio", (0.0, 0.0), 2)
+
+
+def test_line_of_a_row_without_quality_is_empty(tmp_path: Path) -> None:
+    results = load(study(tmp_path))
+    row = next(row for row in results.rows if row.contender == "gpu_only")
+    assert line(row, views.RatioScale.over(results.rows)).quality == ""
+    shutil.rmtree(tmp_path)
