@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from archbench.cells import Data, Metric
 from archbench.checks import Wrong
@@ -32,7 +33,7 @@ NONE = Study()
 
 def train(examiner: Examiner) -> Study:
     """Train the contender once for each seed of the case. Raises Wrong where a number is missing or not finite."""
-    work = examiner.work
+    work: Any = examiner.work  # of a training track: a Trainable
     if not callable(getattr(work, "run", None)):
         raise TypeError(f"the workload of track {examiner.track.name} makes a {type(work).__name__}, not a Trainable")
     outcomes: list[Outcome] = [work.run(seed, examiner.device) for seed in range(examiner.case.seeds)]
