@@ -9,7 +9,7 @@ Source: https://huggingface.co/docs/datasets
 
 from __future__ import annotations
 
-from archbench.models._data import SPLITS, BadData, DataMissing, Origin, Rows, folder, hub, packaged, parquet
+from archbench.models._data import SPLITS, BadData, DataMissing, Origin, Rows, folder, hub, packaged, parquet, shapes
 from archbench.models._data import fingerprint as fingerprints
 from archbench.models._data._images import Images
 from archbench.models._data._text import Text, part
@@ -75,6 +75,8 @@ def find_images(name: str, split: str) -> Rows:
         if paths[0].is_dir():
             return folder.open_folder(paths[0], shown, classes)
         return parquet.open_parquet(paths, shown, classes)
+    if name == shapes.NAME:
+        return shapes.open_shapes(split)
     looked = [f"folder: {folder.searched(name)}"]
     try:
         stored = hub.fetch(name, split)

@@ -38,7 +38,7 @@ def of_text(text: str) -> str:
 
 def of_rows(rows: Rows) -> tuple[str, str]:
     """The fingerprint of a set, and its encodings in words: ``50,000 JPEG (lossy)``."""
-    files = rows.files if rows.folder is None else [rows.folder / name for name in rows.names]
+    files = rows.files if rows.folder is None else [f"{rows.folder}/{name}" for name in rows.names]
     if not files:
         return computed(rows, [])
     stats = [os.stat(file) for file in files]

@@ -41,8 +41,8 @@ def find_text(name: str) -> tuple[str, str] | None:
     if (top := root()) is None:
         return None
     found = [path for path in (top / f"{name}.txt", top / TEXTS / f"{name}.txt") if path.is_file()]
-    found = found[:1] or sorted((top / name).glob("*.txt"))
-    if not found or (top / name / "train.parquet").exists():
+    found = found[:1] or ([] if holds_images(top / name) else sorted((top / name).glob("*.txt")))
+    if not found:
         return None
     if len(found) > 1:
         raise BadData(f"{top / name} holds {len(found)} texts: ask for one of {', '.join(p.stem for p in found)}")
@@ -67,6 +67,13 @@ def locate(name: str, split: str) -> tuple[str, tuple[Path, ...]] | None:
             return f"${VARIABLE}/{name}/{stored}", (folder / stored,)
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise BadData(f"{folder} holds {there}; expected {split}.parquet, or a folder {split} with a folder per class")
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether any split of images is there; texts beside it are then licences and notes."""
+    return any(
+        parquet_files(folder, stored) or (folder / stored).is_dir() for stored in sorted(set(sum(SPLITS.values(), ())))
+    )
 
 
 def parquet_files(folder: Path, stored: str) -> tuple[Path, ...]:
