@@ -9,11 +9,24 @@ Source: https://huggingface.co/docs/datasets
 
 from __future__ import annotations
 
-from archbench.models._data import SPLITS, BadData, DataMissing, Origin, Rows, folder, hub, packaged, parquet, shapes
+from archbench.models._data import (
+    SPLITS,
+    BadData,
+    DataMissing,
+    Origin,
+    Rows,
+    Where,
+    folder,
+    hub,
+    packaged,
+    parquet,
+    shapes,
+)
 from archbench.models._data import fingerprint as fingerprints
 from archbench.models._data._images import Images
 from archbench.models._data._text import Text, part
 from archbench.models._data.batches import Augment, Batches, Prefetch, Windows
+from archbench.names import unknown
 
 __all__ = [
     "Augment",
@@ -26,9 +39,12 @@ __all__ = [
     "Text",
     "Windows",
     "load",
+    "load_images",
+    "load_text",
 ]
 
 PACKAGED_TEXTS = ("text", "cpython")
+KNOWN = {*hub.REPOSITORIES, *packaged.IMAGES, *PACKAGED_TEXTS, shapes.NAME}
 
 
 def load(name: str, split: str = "train", *, max_corrupt: float = 0.01) -> Images | Text:
@@ -41,8 +57,10 @@ def load(name: str, split: str = "train", *, max_corrupt: float = 0.01) -> Image
         raise BadData(f"split {split!r} of {name}: expected one of {', '.join(SPLITS)}")
     if not 0 <= max_corrupt < 1:
         raise BadData(f"max_corrupt={max_corrupt}: expected a share from 0 up to, not including, 1")
-    if (text := find_text(name)) is not None:
-        return as_text(name, split, *text)
+    if (text := folder.find_text(name)) is not None:
+        return as_text(name, split, "folder", *text)
+    if name in PACKAGED_TEXTS:
+        return as_text(name, split, "package", *packaged.packaged_text())
     rows = find_images(name, split)
     fingerprint, encodings = fingerprints.of_rows(rows)
     count = len(rows.labels)
@@ -51,15 +69,24 @@ def load(name: str, split: str = "train", *, max_corrupt: float = 0.01) -> Image
     return Images(rows, Origin(name, split, rows.where, count, line, fingerprint), max_corrupt, cache)
 
 
-def find_text(name: str) -> tuple[str, str] | None:
-    """The text of this name and how it is told; None: there is none."""
-    if (found := folder.find_text(name)) is not None:
-        return found
-    return packaged.packaged_text() if name in PACKAGED_TEXTS else None
+def load_images(name: str, split: str = "train", *, max_corrupt: float = 0.01) -> Images:
+    """``load`` where only images will do. Raises BadData for a text."""
+    loaded = load(name, split, max_corrupt=max_corrupt)
+    if not isinstance(loaded, Images):
+        raise BadData(f"{loaded.origin.line}: a text, expected images")
+    return loaded
 
 
-def as_text(name: str, split: str, text: str, told: str) -> Text:
-    where = "folder" if told.startswith("from $") else "package"
+def load_text(name: str, split: str = "train") -> Text:
+    """``load`` where only a text will do. Raises BadData for images."""
+    loaded = load(name, split)
+    if not isinstance(loaded, Text):
+        raise BadData(f"{loaded.origin.line}: expected a text")
+    return loaded
+
+
+def as_text(name: str, split: str, where: Where, text: str, told: str) -> Text:
+    """The split of a text that was found, with its origin. Raises BadData."""
     chosen = part(text, split, told)
     characters = "".join(sorted(set(text)))
     line = f"{name}/{split} {told}: {len(chosen):,} characters, {len(characters)} different"
@@ -69,30 +96,37 @@ def as_text(name: str, split: str, text: str, told: str) -> Text:
 
 def find_images(name: str, split: str) -> Rows:
     """The rows of the first source that has the set. Raises DataMissing, BadData."""
-    classes = hub.REPOSITORIES[name].classes or None if name in hub.REPOSITORIES else None
     if (located := folder.locate(name, split)) is not None:
         shown, paths = located
+        known = hub.REPOSITORIES[name].classes if name in hub.REPOSITORIES else 0
         if paths[0].is_dir():
-            return folder.open_folder(paths[0], shown, classes)
-        return parquet.open_parquet(paths, shown, classes)
+            return folder.open_folder(paths[0], shown, known or None)
+        stored = parquet.read_files(paths)
+        return parquet.rows_of(stored, str(paths[0]), "folder", f"from {shown}", known or None, paths)
     if name == shapes.NAME:
         return shapes.open_shapes(split)
     looked = [f"folder: {folder.searched(name)}"]
+    own = f"put it into ${folder.VARIABLE}/{name}/ (layouts: docs/data.md)"
+    if name not in KNOWN:
+        raise DataMissing(f"{unknown('data set', name, KNOWN)}. {looked[0]}: for a set of your own, {own}")
     try:
-        stored = hub.fetch(name, split)
-        return parquet.rows_of(stored, hub.REPOSITORIES[name].id, "hub", "from the Hugging Face Hub", classes, ())
+        stored, told, arrow = hub.fetch(name, split)
+        return parquet.rows_of(stored, told, "hub", f"from {told}", hub.REPOSITORIES[name].classes or None, arrow)
     except DataMissing as missing:
         looked.append(f"Hub: {missing}")
     except ImportError as error:
-        looked.append(f"Hub: needs the package {error.name}")
+        looked.append(f"Hub: {needs(error)}")
     try:
         if (rows := packaged.open_packaged(name, split)) is not None:
             return rows
         looked.append("packages: none carries it")
     except ImportError as error:
-        looked.append(f"packages: needs the package {error.name}")
+        looked.append(f"packages: {needs(error)}")
     raise DataMissing(
-        f"no data set {name!r}. Looked for it in\n  "
-        + "\n  ".join(looked)
-        + f"\nEither put it into ${folder.VARIABLE}/{name}/ (layouts: docs/data.md), or go online: the Hub may have it"
+        "\n  ".join([f"the data set {name!r} is on this machine nowhere. Looked for it in", *looked])
+        + f"\nEither {own}, or go online: the Hub may have it"
     )
+
+
+def needs(error: ImportError) -> str:
+    return f"needs the package {(error.name or str(error)).partition('.')[0]}"

@@ -14,8 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from archbench.models.data import Images, load
-
 NOBODY_LISTENS = "http://127.0.0.1:9"
 
 
@@ -69,9 +67,3 @@ def write_folder(folder: Path, count: int, kinds: Sequence[str] = ("ant", "bee")
         path.write_bytes(file_bytes(pixels(row), kind))
         paths.append(path)
     return paths
-
-
-def images_of(name: str, split: str = "train", **options: float) -> Images:
-    loaded = load(name, split, **options)
-    assert isinstance(loaded, Images)
-    return loaded

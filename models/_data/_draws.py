@@ -33,7 +33,7 @@ def words(seed: int, step: int, rows: NDArray[np.int64], draws: int) -> NDArray[
 
 def uniform(seed: int, step: int, rows: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
     """Numbers in [0, 1) as float64 [rows, draws]."""
-    return (words(seed, step, rows, draws) >> np.uint64(11)) * 2.0**-53
+    return (words(seed, step, rows, draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

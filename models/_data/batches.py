@@ -33,13 +33,13 @@ from archbench.models._data._text import Text
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Mean and deviation per channel, of pixels from 0 to 1, as publications on these sets use them.
+# By name and channels: mean and deviation per channel, of pixels from 0 to 1, as publications on these sets use them.
 PUBLISHED = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "imagenet-1k": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ("mnist", 1): ((0.1307,), (0.3081,)),
+    ("cifar10", 3): ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ("imagenet-1k", 3): ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-NO_STATISTICS = (0.5, 0.25)  # for every other set: about -2 to 2
+NO_STATISTICS = (0.5, 0.25)  # for every other set: -2 to 2
 CROP_TRIES = 10  # as torchvision does, before it takes the middle
 MIDDLE = 224 / 256  # of the shorter side, in evaluation
 
@@ -107,7 +107,8 @@ class Batches:
             self._pixels, self._labels = pixels.numpy(), labels.numpy()
         else:
             self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="decode")
-        mean, deviation = PUBLISHED.get(images.origin.name, tuple((v,) * images.channels for v in NO_STATISTICS))
+        plain = (NO_STATISTICS[:1] * images.channels, NO_STATISTICS[1:] * images.channels)
+        mean, deviation = PUBLISHED.get((images.origin.name, images.channels), plain)
         self._mean = 255 * np.array(mean, dtype=np.float32)[:, None, None]
         self._scale = 1 / (255 * np.array(deviation, dtype=np.float32))[:, None, None]
 
@@ -265,12 +266,12 @@ class Prefetch:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
+        start = time.perf_counter()
         if step not in self._made:  # the first call, or a jump: nothing made ahead is of use
             self._drop()
         for ahead in range(step, step + 1 + self._depth):
             if ahead not in self._made:
                 self._made[ahead] = self._thread.submit(self._batches, ahead)
-        start = time.perf_counter()
         try:
             return self._made.pop(step).result()
         finally:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def digest(lines: list[str]) -> str:
 def computed(rows: Rows, sizes: list[int]) -> tuple[str, str]:
     count = len(rows.labels)
     hashed = hashlib.blake2b(digest_size=32)
-    chosen = range(count)
+    chosen: Sequence[int] = range(count)
     if rows.folder is not None:
         for name, size in zip(rows.names, sizes, strict=True):
             hashed.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,10 +68,11 @@ def unreachable() -> str | None:
     return None if reached.is_set() else f"{host} does not answer; with HF_HUB_OFFLINE=1 an earlier download is used"
 
 
-def fetch(name: str, split: str) -> Any:
-    """The ``datasets.Dataset`` of this name, images not decoded. Raises DataMissing with the reason."""
-    if name not in REPOSITORIES:
-        raise DataMissing(f"no repository is known for {name!r}")
+def fetch(name: str, split: str) -> tuple[Any, str, tuple[Path, ...]]:
+    """The ``datasets.Dataset`` of a known name, images not decoded; how it is told; the files it was made into.
+
+    Raises DataMissing with the reason.
+    """
     if reason := unreachable():
         raise DataMissing(reason)
     from datasets import Image, load_dataset
@@ -86,4 +88,4 @@ def fetch(name: str, split: str) -> Any:
     for column, feature in stored.features.items():
         if isinstance(feature, Image):
             stored = stored.cast_column(column, Image(decode=False))
-    return stored
+    return stored, f"the Hub's {repository.id}", tuple(Path(file["filename"]) for file in stored.cache_files)

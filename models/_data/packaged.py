@@ -27,7 +27,7 @@ def open_packaged(name: str, split: str) -> Rows | None:
 
 def packaged_text() -> tuple[str, str]:
     """English reference prose: what ``help()`` says on CPython's topics, sorted by topic; and how it is told."""
-    from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
+    from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[topic].strip() for topic in sorted(topics))
     return text, f"the {len(topics)} help topics of CPython {platform.python_version()} (pydoc_data.topics)"

@@ -22,8 +22,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 CAPTION_PREFIX = "caption"
 
 
-def open_parquet(files: tuple[Path, ...], shown: str, classes: int | None) -> Rows:
-    """The rows of a split kept in Parquet files; ``shown`` names them without this machine's path. Raises BadData."""
+def read_files(files: tuple[Path, ...]) -> Any:
+    """The ``datasets.Dataset`` of a split kept in Parquet files. Raises BadData."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -38,10 +38,9 @@ def open_parquet(files: tuple[Path, ...], shown: str, classes: int | None) -> Ro
     if sum(pq.read_metadata(file).num_rows for file in files) == 0:
         raise BadData(f"{files[0]} holds no rows")
     try:
-        stored = Dataset.from_parquet([str(file) for file in files])
+        return Dataset.from_parquet([str(file) for file in files])
     except (OSError, ValueError, DatasetsError) as error:
         raise BadData(f"{files[0]} cannot be read: {error.__cause__ or error}") from None
-    return rows_of(stored, str(files[0]), "folder", f"from {shown}", classes, files)
 
 
 def columns_of(names: list[str], place: str) -> tuple[str, str | None, list[str]]:

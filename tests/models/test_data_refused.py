@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_files import file_bytes, images_of, only_source, pixels, write_folder, write_parquet
+from data_files import file_bytes, only_source, pixels, write_folder, write_parquet
 
 from archbench.models._data import _images
-from archbench.models.data import BadData, Batches, Windows, load
+from archbench.models.data import BadData, Batches, Windows, load, load_images, load_text
 
 FOUR = [file_bytes(pixels(seed)) for seed in range(4)]
 
@@ -37,9 +37,9 @@ def broken(content: bytes, how: str) -> bytes:
 )
 def test_a_broken_image_is_replaced_by_the_next_and_named(top: Path, kind: str, how: str) -> None:
     paths = write_folder(top / "insects" / "train", 12, kind=kind)
-    whole, _ = images_of("insects").tensors()
+    whole, _ = load_images("insects").tensors()
     paths[4].write_bytes(broken(paths[4].read_bytes(), how))  # the third ant
-    insects = images_of("insects", max_corrupt=0.1)
+    insects = load_images("insects", max_corrupt=0.1)
     images, labels = insects.tensors()
     assert list(insects.corrupt) == [2]
     assert insects.corrupt[2].startswith(f"{paths[4]}: ")
@@ -51,7 +51,7 @@ def test_a_broken_image_is_replaced_by_the_next_and_named(top: Path, kind: str, 
 
 def test_the_last_image_is_replaced_by_the_first_with_its_label(top: Path) -> None:
     write_parquet(top / "mine" / "train.parquet", [*FOUR[:3], b"broken"], [0, 1, 2, 3])
-    mine = images_of("mine", max_corrupt=0.3)
+    mine = load_images("mine", max_corrupt=0.3)
     images, labels = mine.tensors()
     assert torch.equal(images[3], images[0])
     assert labels.tolist() == [0, 1, 2, 0]
@@ -61,7 +61,7 @@ def test_the_last_image_is_replaced_by_the_first_with_its_label(top: Path) -> No
 
 def test_a_row_without_bytes_counts_as_broken(top: Path) -> None:
     write_parquet(top / "mine" / "train.parquet", [None, *FOUR[1:]], [0, 1, 2, 3])
-    mine = images_of("mine", max_corrupt=0.3)
+    mine = load_images("mine", max_corrupt=0.3)
     assert mine.origin.line.endswith("4 images, 3 PNG, 1 unreadable")
     assert mine.tensors()[1].tolist() == [1, 1, 2, 3]
     assert mine.corrupt[0].endswith("no bytes are stored")
@@ -75,13 +75,13 @@ def test_too_many_broken_images_are_refused(top: Path, size: int | None) -> None
     with pytest.raises(
         BadData, match=r"of 12 images cannot be decoded, more than the allowed share of 0\.1\. The first"
     ):
-        Batches(images_of("insects", max_corrupt=0.1), 12, size=size)(0)
+        Batches(load_images("insects", max_corrupt=0.1), 12, size=size)(0)
 
 
 def test_a_stream_replaces_a_broken_image_too(top: Path) -> None:
     paths = write_folder(top / "insects" / "train", 8, ("ant",))
     paths[5].write_bytes(b"broken")
-    insects = images_of("insects", max_corrupt=0.2)
+    insects = load_images("insects", max_corrupt=0.2)
     with Batches(insects, 8, train=False, size=6) as batches:
         images, _ = batches(0)
     assert torch.equal(images[5], images[6])
@@ -165,7 +165,7 @@ def test_folders_without_classes_or_images_are_refused(top: Path) -> None:
 def test_images_of_mixed_sizes_need_a_crop(top: Path) -> None:
     files = [*FOUR[:3], file_bytes(pixels(3, side=9))]
     path = write_parquet(top / "mine" / "train.parquet", files, [0, 1, 2, 3])
-    mine = images_of("mine")
+    mine = load_images("mine")
     with pytest.raises(BadData, match=r"is 9x9, the first image 12x12; images of mixed sizes need Batches") as told:
         Batches(mine, 2)
     assert str(told.value).startswith(f"row 3 of {path}")
@@ -177,7 +177,7 @@ def test_a_set_larger_than_memory_is_sent_to_streaming(top: Path, monkeypatch: p
     write_parquet(top / "mine" / "train.parquet", FOUR, [0, 1, 2, 3])
     monkeypatch.setattr(_images, "LARGEST_BYTES", 1000)
     with pytest.raises(BadData, match=r"stream it with Batches"):
-        images_of("mine").tensors()
+        load_images("mine").tensors()
 
 
 def test_texts_that_cannot_be_used_are_named(top: Path) -> None:
@@ -192,11 +192,18 @@ def test_texts_that_cannot_be_used_are_named(top: Path) -> None:
         load("text")
     (top / "text" / "three.txt").write_text("short" * 10)
     with pytest.raises(BadData, match=r"too short for windows of 23"):
-        Windows(load("three"), 1, 23)  # type: ignore[arg-type]
+        Windows(load_text("three"), 1, 23)
 
 
 @pytest.mark.parametrize("batch", [0, 5])
 def test_a_batch_larger_than_the_set_is_refused(top: Path, batch: int) -> None:
     write_parquet(top / "mine" / "train.parquet", FOUR, [0, 1, 2, 3])
     with pytest.raises(BadData, match=rf"a batch of {batch} of 4 rows"):
-        Batches(images_of("mine"), batch)
+        Batches(load_images("mine"), batch)
+
+
+def test_a_text_is_no_image_and_images_are_no_text() -> None:
+    with pytest.raises(BadData, match=r"cpython/train .*: a text, expected images"):
+        load_images("cpython")
+    with pytest.raises(BadData, match=r"shapes/test .*: expected a text"):
+        load_text("shapes", "test")
