@@ -2,9 +2,9 @@
 
 The module between the projections of every x-transformers layer, called on given q, k and v. With the switch on it ends
 in torch's scaled_dot_product_attention, held to the backends flash, efficient and math (not cuDNN); what it adds is the
-handling of options, and a copy of K and V for every query head that shares them. Its grouped heads take turns (query
-head h reads KV head h mod G) where the track's stand side by side, so each group is handed over as a batch entry of its
-own with one KV head: the same numbers, by views alone.
+handling of its many options. Its grouped heads take turns (query head h reads KV head h mod G) where the track's stand
+side by side, so each group is handed over as a batch entry of its own with one KV head: the same numbers, by views
+alone. A shared KV head is repeated by a stride of zero; its gradients are formed per query head and then added up.
 
 Letters: B batch, H query heads, G KV heads, R = H / G query heads per KV head, T length, D head size, N = B * G groups.
 
