@@ -109,13 +109,14 @@ def find_images(name: str, split: str) -> Rows:
     own = f"put it into ${folder.VARIABLE}/{name}/ (layouts: docs/data.md)"
     if name not in KNOWN:
         raise DataMissing(f"{unknown('data set', name, KNOWN)}. {looked[0]}: for a set of your own, {own}")
-    try:
-        stored, told, arrow = hub.fetch(name, split)
-        return parquet.rows_of(stored, told, "hub", f"from {told}", hub.REPOSITORIES[name].classes or None, arrow)
-    except DataMissing as missing:
-        looked.append(f"Hub: {missing}")
-    except ImportError as error:
-        looked.append(f"Hub: {needs(error)}")
+    if name in hub.REPOSITORIES:
+        try:
+            stored, told, arrow = hub.fetch(name, split)
+            return parquet.rows_of(stored, told, "hub", f"from {told}", hub.REPOSITORIES[name].classes or None, arrow)
+        except DataMissing as missing:
+            looked.append(f"Hub: {missing}")
+        except ImportError as error:
+            looked.append(f"Hub: {needs(error)}")
     try:
         if (rows := packaged.open_packaged(name, split)) is not None:
             return rows

@@ -285,7 +285,6 @@ class Prefetch:
 
     def close(self) -> None:
         """Stop the thread; a batch it is making is finished and dropped."""
-        self._drop()
         self._thread.shutdown(cancel_futures=True)
 
     def _drop(self) -> None:

@@ -149,6 +149,13 @@ def test_digits_of_scikit_learn_cover_the_grey_levels() -> None:
     assert train.classes == test.classes == 10
 
 
+def test_the_hub_is_not_asked_for_what_it_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="the images are part of the package scikit-learn")
+    monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("the Hub was called"))
+    assert load("digits").origin.where == "package"
+    assert load("shapes").origin.where == "generated"
+
+
 def test_cpython_carries_prose() -> None:
     text = load_text("cpython")
     assert len(text) > 100_000

@@ -139,6 +139,17 @@ def test_threads_change_nothing(mixed: Images, train: bool) -> None:
         assert one(0)[0].shape == (4, 3, 24, 24)
 
 
+def test_a_stream_mirrors_half_of_its_images_and_only_when_asked(mixed: Images) -> None:
+    mirrored = total = 0
+    with Batches(mixed, 11, size=16) as plain, Batches(mixed, 11, size=16, augment=Augment(flip=True)) as flipped:
+        for step in range(6):
+            for image, other in zip(plain(step)[0], flipped(step)[0], strict=True):
+                assert torch.equal(other, image) or torch.equal(other, image.flip(-1))
+                mirrored += torch.equal(other, image.flip(-1))
+                total += 1
+    assert 0.25 < mirrored / total < 0.75
+
+
 def test_evaluation_takes_the_middle(top: Path) -> None:
     picture = np.zeros((256, 400, 3), dtype=np.uint8)
     picture[16:240, 88:312] = 255  # the middle 224x224
