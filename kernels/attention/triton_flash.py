@@ -1,18 +1,18 @@
-"""FlashAttention-2 in Triton, written for this benchmark: forward and backward, causal, grouped KV heads.
+"""FlashAttention in Triton, written for this benchmark: forward and backward, causal, grouped KV heads, tuned here.
 
 The forward keeps a block of queries on the chip and streams keys and values past it; only the output and one
-logsumexp per row leave. The backward recomputes the weights from that in two kernels, one over blocks of keys for dK
-and dV and one over blocks of queries for dQ, so that nothing is added up atomically and results do not depend on the
-order of execution. Blocks above the diagonal are never visited. A KV head is read by all query heads that share it,
-never copied. Block sizes are fixed per head size and dtype; they were chosen to compile without spills, not tuned.
+logsumexp per row leave. The backward recomputes the weights from that, in two kernels of seven products together or in
+one of five, whichever is faster; either way the result does not depend on the order of execution. Blocks above the
+diagonal are never visited, only blocks on it are masked, and the longest rows start first. A KV head is read by all
+query heads that share it, never copied. On sm_90 tiles move by its copy engine. Blocks, warps and stages are chosen by
+the clock when a shape is first seen, and remembered on disk.
 
 Source: Dao 2023, arXiv:2307.08691
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,71 +20,48 @@ import triton
 from torch import Tensor
 
 from archbench.kernels.attention import AttentionCase
-from archbench.kernels.attention import _triton_flash_kernels as kernels
+from archbench.kernels.attention import _triton_flash_launch as launch
+from archbench.kernels.attention._triton_flash_launch import Saved, dense
+from archbench.kernels.attention._triton_flash_space import Config, Kernel, shared_bytes, space
+from archbench.kernels.attention._triton_flash_tuning import Launch, fastest
 from archbench.track import Call, Contender, Unavailable
 
 HEAD_DIMS = (64, 128)
-ROW_SUM_BLOCK = 64
 
 
-@dataclass(frozen=True)
-class Config:
-    """How a kernel is launched."""
-
-    block_q: int
-    block_k: int
-    num_warps: int
-    num_stages: int
+@cache
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Compute capability's major number, and the bytes of shared memory a block may have."""
+    facts = torch.cuda.get_device_properties(device)
+    return facts.major, facts.shared_memory_per_block_optin
 
 
-@dataclass(frozen=True)
-class Configs:
-    """The configurations of one head size and element size."""
-
-    forward: Config
-    keys: Config  # backward_keys: dK and dV
-    queries: Config  # backward_queries: dQ
-
-
-def configs(head_dim: int, dtype: torch.dtype) -> Configs:
-    """Configurations for a head size, the same on every GPU: they fit into the 99 KiB of shared memory of sm_86.
-
-    In half precision none spills a register on sm_80 or sm_90 (Triton 3.7); in float32 a kernel may spill a few.
-    """
-    if dtype is torch.float32:  # exact products run on the ordinary cores, out of registers
-        small = Config(32, 32 if head_dim == 64 else 16, 8, 1)
-        return Configs(small, small, small)
-    if head_dim == 64:
-        return Configs(Config(128, 64, 8, 3), Config(32, 128, 8, 2), Config(128, 64, 8, 2))
-    return Configs(Config(128, 32, 8, 3), Config(32, 64, 8, 2), Config(64, 64, 8, 2))
+def _choose(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> tuple[Config, float] | None:
+    """The configuration for these shapes and the seconds it takes; None where the kernel is not for this dtype."""
+    head_dim, dtype = q_BHTD.shape[3], q_BHTD.dtype
+    if triton.knobs.runtime.interpret:  # nothing to measure, and any is as right
+        candidates = space(kernel, head_dim, dtype, 8)
+        return (candidates[0], 0.0) if candidates else None
+    major, room = _gpu(q_BHTD.device)
+    candidates = tuple(
+        one for one in space(kernel, head_dim, dtype, major) if shared_bytes(kernel, one, head_dim, dtype) <= room
+    )
+    if not candidates:
+        return None
+    question = f"{kernel} {dtype} q{tuple(q_BHTD.shape)} k{tuple(k_BGTD.shape)} causal={causal}"
+    choice = fastest(question, candidates, run)
+    return choice.config, choice.seconds
 
 
 @torch.library.custom_op("archbench::triton_flash_forward", mutates_args=())
 def flash_forward(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """out_BHTD and the rows' logsumexp in units of log 2, float32 [B, H, T]."""
-    q_BHTD, k_BGTD, v_BGTD = q_BHTD.contiguous(), k_BGTD.contiguous(), v_BGTD.contiguous()
-    batch, heads, length, head_dim = q_BHTD.shape
-    out_BHTD = torch.empty_like(q_BHTD)
-    logsumexp = q_BHTD.new_empty(batch, heads, length, dtype=torch.float32)
-    config = configs(head_dim, q_BHTD.dtype).forward
-    kernels.forward[triton.cdiv(length, config.block_q), batch * heads](
-        q_BHTD,
-        k_BGTD,
-        v_BGTD,
-        out_BHTD,
-        logsumexp,
-        heads // k_BGTD.shape[1],
-        length,
-        math.log2(math.e) / math.sqrt(head_dim),
-        HEAD_DIM=head_dim,
-        CAUSAL=causal,
-        BLOCK_Q=config.block_q,
-        BLOCK_K=config.block_k,
-        WIDEN=triton.knobs.runtime.interpret,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+    q_BHTD, k_BGTD, v_BGTD = dense(q_BHTD), dense(k_BGTD), dense(v_BGTD)
+    chosen = _choose(
+        "forward", q_BHTD, k_BGTD, causal, lambda config: launch.forward(q_BHTD, k_BGTD, v_BGTD, causal, config)
     )
-    return out_BHTD, logsumexp
+    assert chosen is not None, "every dtype has a forward"
+    return launch.forward(q_BHTD, k_BGTD, v_BGTD, causal, chosen[0])
 
 
 @torch.library.custom_op("archbench::triton_flash_backward", mutates_args=())
@@ -98,45 +75,19 @@ def flash_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq_BHTD, dk_BGTD, dv_BGTD."""
-    q_BHTD, k_BGTD, v_BGTD = q_BHTD.contiguous(), k_BGTD.contiguous(), v_BGTD.contiguous()
-    out_BHTD, dout_BHTD = out_BHTD.contiguous(), dout_BHTD.contiguous()
-    batch, heads, length, head_dim = q_BHTD.shape
-    groups = k_BGTD.shape[1]
-    dq_BHTD, dk_BGTD, dv_BGTD = (torch.empty_like(tensor) for tensor in (q_BHTD, k_BGTD, v_BGTD))
-    row_sum = torch.empty_like(logsumexp)
-    kernels.row_sums[triton.cdiv(length, ROW_SUM_BLOCK), batch * heads](
-        out_BHTD, dout_BHTD, row_sum, length, HEAD_DIM=head_dim, BLOCK_Q=ROW_SUM_BLOCK
-    )
-    scale = 1 / math.sqrt(head_dim)
-    given = (q_BHTD, k_BGTD, v_BGTD, dout_BHTD, logsumexp, row_sum)
-    sizes = (heads // groups, length, math.log2(math.e) * scale, scale)
-    common = {"HEAD_DIM": head_dim, "CAUSAL": causal, "WIDEN": triton.knobs.runtime.interpret}
-    chosen = configs(head_dim, q_BHTD.dtype)
-    config = chosen.keys
-    kernels.backward_keys[triton.cdiv(length, config.block_k), batch * groups](
-        *given,
-        dk_BGTD,
-        dv_BGTD,
-        *sizes,
-        **common,
-        BLOCK_Q=config.block_q,
-        BLOCK_K=config.block_k,
-        EVEN=length % config.block_q == 0,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    config = chosen.queries
-    kernels.backward_queries[triton.cdiv(length, config.block_q), batch * heads](
-        *given,
-        dq_BHTD,
-        *sizes,
-        **common,
-        BLOCK_Q=config.block_q,
-        BLOCK_K=config.block_k,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    return dq_BHTD, dk_BGTD, dv_BGTD
+    q_BHTD, k_BGTD, v_BGTD = dense(q_BHTD), dense(k_BGTD), dense(v_BGTD)
+    saved = Saved(q_BHTD, k_BGTD, v_BGTD, dense(out_BHTD), dense(logsumexp), dense(dout_BHTD), causal)
+    asked = (q_BHTD, k_BGTD, causal)
+    keys = _choose("keys", *asked, lambda config: launch.split_keys(saved, launch.row_sums(saved), config))
+    queries = _choose("queries", *asked, lambda config: launch.split_queries(saved, saved.logsumexp, config))
+    fused = _choose("fused", *asked, lambda config: launch.one_pass(saved, config))
+    assert keys is not None, "every dtype has a backward"
+    assert queries is not None, "every dtype has a backward"
+    if fused is not None and fused[1] < keys[1] + queries[1]:
+        return launch.one_pass(saved, fused[0])
+    row_sum = launch.row_sums(saved)
+    dk_BGTD, dv_BGTD = launch.split_keys(saved, row_sum, keys[0])
+    return launch.split_queries(saved, row_sum, queries[0]), dk_BGTD, dv_BGTD
 
 
 @flash_forward.register_fake

@@ -1,0 +1,117 @@
+"""Which configuration of ``triton_flash`` is fastest here: measured once for each question, then remembered.
+
+A question is a kernel with everything that decides how fast it is: shapes, dtype, mask, GPU. Its candidates are timed
+in rounds, all of them in every round, so that a clock that drifts meanwhile drifts for all; the smallest median wins.
+The answer stays in the process and in a file of the user's cache, named after the GPU, Triton and the kernels' source.
+So a case is tuned by its first call, which no clock of the harness sees, and by no later one, in no later process.
+
+Triton's own ``autotune`` chooses among configurations of one kernel; here two ways to do the backward compete.
+
+Source: https://specifications.freedesktop.org/basedir-spec/latest/ (where the file lies)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from archbench.kernels.attention._triton_flash_space import Config
+
+ROUNDS = 7
+ROUND_S = 0.002  # of one candidate: short kernels are repeated to fill it
+
+Launch = Callable[[Config], object]
+Stopwatch = Callable[[Callable[[], object], int], float]  # seconds of a number of calls
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest configuration, and the seconds it took."""
+
+    config: Config
+    seconds: float
+
+
+_KNOWN: dict[str, Choice] = {}
+
+
+def device_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Seconds the current CUDA stream takes for ``repeats`` calls."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def store_path(gpu: str) -> Path:
+    """The file of a GPU's choices; another one as soon as Triton or a kernel changes."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(f"{gpu} {triton.__version__}".encode())
+    for source in sorted(Path(__file__).parent.glob("_triton_flash_*.py")):
+        digest.update(source.read_bytes())
+    return base / "archbench" / "triton_flash" / f"{digest.hexdigest()[:16]}.json"
+
+
+def recall(path: Path) -> dict[str, Choice]:
+    """What the file holds; nothing where there is none or it is not ours."""
+    try:
+        entries = json.loads(path.read_text())
+        return {key: Choice(Config(**entry["config"]), float(entry["seconds"])) for key, entry in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def remember(path: Path, key: str, choice: Choice) -> None:
+    """Add a choice. A process that writes at the same time may lose its own, which is then measured again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = {name: asdict(value) for name, value in (recall(path) | {key: choice}).items()}
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(entries, indent=1))
+    beside.replace(path)
+
+
+def race(candidates: Sequence[Config], launch: Launch, seconds: Stopwatch = device_seconds) -> Choice:
+    """The candidate with the smallest median. One that this GPU has no room for is left out."""
+    repeats: dict[Config, int] = {}
+    for config in candidates:
+        try:
+            launch(config)
+        except (OutOfResources, PTXASError):
+            continue
+        took = seconds(lambda config=config: launch(config), 1)  # type: ignore[misc]
+        repeats[config] = max(1, min(50, int(ROUND_S / max(took, 1e-9))))
+    if not repeats:
+        raise RuntimeError(f"none of {len(candidates)} configurations runs on this GPU")
+    times: dict[Config, list[float]] = {config: [] for config in repeats}
+    for _ in range(ROUNDS):
+        for config, number in repeats.items():
+            times[config].append(seconds(lambda config=config: launch(config), number) / number)  # type: ignore[misc]
+    medians = {config: statistics.median(values) for config, values in times.items()}
+    best = min(medians, key=lambda config: medians[config])
+    return Choice(best, medians[best])
+
+
+def fastest(question: str, candidates: Sequence[Config], launch: Launch) -> Choice:
+    """The fastest candidate: known, from the file, or raced now on the current CUDA device."""
+    gpu = torch.cuda.get_device_name()
+    key = f"{gpu} {question}"
+    if key not in _KNOWN:
+        path = store_path(gpu)
+        found = recall(path).get(key)
+        if found is None or found.config not in candidates:
+            found = race(candidates, launch)
+            remember(path, key, found)
+        _KNOWN[key] = found
+    return _KNOWN[key]
