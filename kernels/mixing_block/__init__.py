@@ -138,15 +138,15 @@ One pre-norm encoder block, forward, or forward and backward with the gradients 
 exact GELU, feed-forward layer (four times the width) and residuals are one implementation for all; only the mixing of
 tokens is exchanged. Weights are the same for all contenders and made before the clock starts.
 
-"attention" is the baseline: one product for q, k and v, `scaled_dot_product_attention` with the backend torch picks, one
-product for the output. Everything else computes another function on purpose, is checked against a float64 reference of
-its own, and stands beside the ranking. "none" mixes nothing: no mixing can be faster, so its ratio is what exchanging
-attention can buy at most. FNet's mixing comes twice: "fourier_fft2" is the published one line, "fourier" uses that the
-input is real and that of the output only the real part is wanted.
+"attention" is the baseline: one product for q, k and v, `scaled_dot_product_attention` with the backend torch picks,
+one product for the output. Everything else computes another function on purpose, is checked against a float64
+reference of its own, and stands beside the ranking. "none" mixes nothing: no mixing can be faster, so its ratio is what
+exchanging attention can buy at most. FNet's mixing comes twice: "fourier_fft2" is the published one line, "fourier"
+uses that the input is real and that of the output only the real part is wanted.
 
-Without gradients the feed-forward layer is computed for 512 tokens at a time, for all contenders alike: the hidden
-activations then stay in cache. That shortens the shared part and raises every ratio; without it the plain ratios of
-attention to Fourier are lower. Both are in the notes of the repository.
+Without gradients every block, attention's too, takes some samples at a time and its feed-forward layer 256 tokens of
+them, so that what lies between two operations stays in cache. The shared part is then as short as it can be, which
+leaves more of the ratio to the mixing.
 
 Operations and bytes are those of the block with attention."""
 

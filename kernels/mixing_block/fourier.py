@@ -1,7 +1,7 @@
 """Fourier mixing as FNet defines it, at the price of a real transform: half the columns, mirrored.
 
-The input is real, so ``rfft2`` computes columns 0 to D/2 only; the real part is symmetric, ``Y[t, d] = Y[-t, -d]``, which
-fills the rest by copying. A few samples at a time, so that the half spectrum stays in cache. The map is its own
+The input is real, so ``rfft2`` computes columns 0 to D/2 only; the real part is symmetric, ``Y[t, d] = Y[-t, -d]``,
+which fills the rest by copying. A few samples at a time, so that the half spectrum stays in cache. The map is its own
 transpose: the backward is the same transform of the gradient, and saves nothing.
 
 Source: Lee-Thorp et al. 2021, arXiv:2105.03824
