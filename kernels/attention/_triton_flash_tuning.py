@@ -2,8 +2,8 @@
 
 A question is a kernel with everything that decides how fast it is: shapes, dtype, mask, GPU. Its candidates are timed
 in rounds, all of them in every round, so that a clock that drifts meanwhile drifts for all; the smallest median wins.
-The answer stays in the process and in a file of the user's cache, named after the GPU, Triton and the kernels' source.
-So a case is tuned by its first call, which no clock of the harness sees, and by no later one, in no later process.
+The answer goes to a file of the user's cache, named after the GPU, Triton and the kernels' source; who asked keeps it
+in memory. So a case is tuned by its first call, which no clock of the harness sees, and by no later one.
 
 Triton's own ``autotune`` chooses among configurations of one kernel; here two ways to do the backward compete.
 
@@ -39,9 +39,6 @@ class Choice:
 
     config: Config
     seconds: float
-
-
-_KNOWN: dict[str, Choice] = {}
 
 
 def device_seconds(call: Callable[[], object], repeats: int) -> float:
@@ -104,14 +101,11 @@ def race(candidates: Sequence[Config], launch: Launch, seconds: Stopwatch = devi
 
 
 def fastest(question: str, candidates: Sequence[Config], launch: Launch) -> Choice:
-    """The fastest candidate: known, from the file, or raced now on the current CUDA device."""
+    """The fastest candidate: from the file, or raced now on the current CUDA device."""
     gpu = torch.cuda.get_device_name()
-    key = f"{gpu} {question}"
-    if key not in _KNOWN:
-        path = store_path(gpu)
-        found = recall(path).get(key)
-        if found is None or found.config not in candidates:
-            found = race(candidates, launch)
-            remember(path, key, found)
-        _KNOWN[key] = found
-    return _KNOWN[key]
+    path, key = store_path(gpu), f"{gpu} {question}"
+    found = recall(path).get(key)
+    if found is None or found.config not in candidates:
+        found = race(candidates, launch)
+        remember(path, key, found)
+    return found

@@ -22,11 +22,14 @@ from torch import Tensor
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention import _triton_flash_launch as launch
 from archbench.kernels.attention._triton_flash_launch import Saved, dense
-from archbench.kernels.attention._triton_flash_space import Config, Kernel, shared_bytes, space
-from archbench.kernels.attention._triton_flash_tuning import Launch, fastest
+from archbench.kernels.attention._triton_flash_space import Kernel, shared_bytes, space
+from archbench.kernels.attention._triton_flash_tuning import Choice, Launch, fastest
 from archbench.track import Call, Contender, Unavailable
 
 HEAD_DIMS = (64, 128)
+
+# By kernel, shapes, dtype, mask and device; None where the kernel is not for the dtype.
+_CHOSEN: dict[tuple[Any, ...], Choice | None] = {}
 
 
 @cache
@@ -36,21 +39,27 @@ def _gpu(device: torch.device) -> tuple[int, int]:
     return facts.major, facts.shared_memory_per_block_optin
 
 
-def _choose(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> tuple[Config, float] | None:
-    """The configuration for these shapes and the seconds it takes; None where the kernel is not for this dtype."""
+def _decide(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> Choice | None:
+    """Take the file's word or race the candidates for these shapes."""
     head_dim, dtype = q_BHTD.shape[3], q_BHTD.dtype
     if triton.knobs.runtime.interpret:  # nothing to measure, and any is as right
         candidates = space(kernel, head_dim, dtype, 8)
-        return (candidates[0], 0.0) if candidates else None
+        return Choice(candidates[0], 0.0) if candidates else None
     major, room = _gpu(q_BHTD.device)
     candidates = tuple(
         one for one in space(kernel, head_dim, dtype, major) if shared_bytes(kernel, one, head_dim, dtype) <= room
     )
     if not candidates:
         return None
-    question = f"{kernel} {dtype} q{tuple(q_BHTD.shape)} k{tuple(k_BGTD.shape)} causal={causal}"
-    choice = fastest(question, candidates, run)
-    return choice.config, choice.seconds
+    return fastest(f"{kernel} {dtype} q{tuple(q_BHTD.shape)} k{tuple(k_BGTD.shape)} {causal=}", candidates, run)
+
+
+def _choose(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> Choice | None:
+    """The configuration for these shapes and its seconds; None where the kernel is not for this dtype."""
+    key = (kernel, q_BHTD.shape, k_BGTD.shape, q_BHTD.dtype, q_BHTD.device, causal)
+    if key not in _CHOSEN:
+        _CHOSEN[key] = _decide(kernel, q_BHTD, k_BGTD, causal, run)
+    return _CHOSEN[key]
 
 
 @torch.library.custom_op("archbench::triton_flash_forward", mutates_args=())
@@ -61,7 +70,7 @@ def flash_forward(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, causal: bool) 
         "forward", q_BHTD, k_BGTD, causal, lambda config: launch.forward(q_BHTD, k_BGTD, v_BGTD, causal, config)
     )
     assert chosen is not None, "every dtype has a forward"
-    return launch.forward(q_BHTD, k_BGTD, v_BGTD, causal, chosen[0])
+    return launch.forward(q_BHTD, k_BGTD, v_BGTD, causal, chosen.config)
 
 
 @torch.library.custom_op("archbench::triton_flash_backward", mutates_args=())
@@ -83,11 +92,11 @@ def flash_backward(
     fused = _choose("fused", *asked, lambda config: launch.one_pass(saved, config))
     assert keys is not None, "every dtype has a backward"
     assert queries is not None, "every dtype has a backward"
-    if fused is not None and fused[1] < keys[1] + queries[1]:
-        return launch.one_pass(saved, fused[0])
+    if fused is not None and fused.seconds < keys.seconds + queries.seconds:
+        return launch.one_pass(saved, fused.config)
     row_sum = launch.row_sums(saved)
-    dk_BGTD, dv_BGTD = launch.split_keys(saved, row_sum, keys[0])
-    return launch.split_queries(saved, row_sum, queries[0]), dk_BGTD, dv_BGTD
+    dk_BGTD, dv_BGTD = launch.split_keys(saved, row_sum, keys.config)
+    return launch.split_queries(saved, row_sum, queries.config), dk_BGTD, dv_BGTD
 
 
 @flash_forward.register_fake
