@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.compiler import max_shared_mem
 
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention import _triton_flash_launch as launch
@@ -35,8 +36,7 @@ _CHOSEN: dict[tuple[Any, ...], Choice | None] = {}
 @cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     """Compute capability's major number, and the bytes of shared memory a block may have."""
-    facts = torch.cuda.get_device_properties(device)
-    return facts.major, facts.shared_memory_per_block_optin
+    return torch.cuda.get_device_capability(device)[0], max_shared_mem(device.index)
 
 
 def _decide(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> Choice | None:
