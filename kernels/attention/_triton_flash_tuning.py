@@ -12,6 +12,7 @@ Source: https://specifications.freedesktop.org/basedir-spec/latest/ (where the f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -71,12 +72,13 @@ def recall(path: Path) -> dict[str, Choice]:
 
 
 def remember(path: Path, key: str, choice: Choice) -> None:
-    """Add a choice. A process that writes at the same time may lose its own, which is then measured again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add a choice. What is lost is measured again: by who writes at the same time, or has no place to write to."""
     entries = {name: asdict(value) for name, value in (recall(path) | {key: choice}).items()}
     beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(entries, indent=1))
-    beside.replace(path)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(entries, indent=1))
+        beside.replace(path)
 
 
 def race(candidates: Sequence[Config], launch: Launch, seconds: Stopwatch = device_seconds) -> Choice:

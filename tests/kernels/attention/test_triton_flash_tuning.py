@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def test_a_spoilt_file_is_as_good_as_none(content: str, tmp_path: Path) -> None:
     assert tuning.recall(path) == {}
     tuning.remember(path, "key", Choice(QUICK, 0.5))
     assert tuning.recall(path) == {"key": Choice(QUICK, 0.5)}
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    assert tuning.fastest("question", (SLOW, QUICK), clock.launch).config == QUICK
 
 
 def test_each_gpu_has_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
