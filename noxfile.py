@@ -20,7 +20,7 @@ def install(session: nox.Session) -> None:
     """The project in editable mode with torch and the development tools, at the pinned versions."""
     if sys.prefix == sys.base_prefix:
         session.error("nox runs outside a virtual environment: make one first, as the README's commands do")
-    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[torch,dev]")
+    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[torch,peers,dev]")
 
 
 def python(session: nox.Session, *arguments: str) -> None:
@@ -76,6 +76,13 @@ def bench_harness(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def bench_train(session: nox.Session) -> None:
+    """Measure what the training loop costs a step."""
+    install(session)
+    python(session, "tests/models/bench_train.py")
+
+
+@nox.session(python=False, default=False)
 def bench_board(session: nox.Session) -> None:
     """Measure the pages in a browser: when a large leaderboard is ready, how long a sort and a filter take."""
     install(session)
@@ -91,7 +98,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=False, default=False)
 def gpu(session: nox.Session) -> None:
-    """On a host with a GPU: check every CUDA contender, measure all tracks, put the results into a folder (-- OUT)."""
+    """On a host with a GPU: gate, measurements, board and summary into a folder: nox -s gpu -- OUT."""
+    install(session)
     python(session, "tests/gpu_session.py", *session.posargs)
 
 

@@ -11,6 +11,7 @@ Source: https://pillow.readthedocs.io/en/stable/reference/Image.html
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -18,6 +19,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archbench.models._data import BadData, Origin, Rows
+from archbench.models._data._draws import permutation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +71,26 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, count: int) -> Images:
+        """``count`` of the images, the same on every machine, as a set of its own. Raises BadData for more than all."""
+        if not 0 < count <= len(self):
+            raise BadData(f"{self.origin.line}: {count:,} of them were asked for")
+        if count == len(self):
+            return self
+        rows, chosen = self._rows, permutation(0, 0, len(self))[:count].tolist()
+        part = replace(
+            rows,
+            image=lambda row: rows.image(chosen[row]),
+            place=lambda row: rows.place(chosen[row]),
+            labels=rows.labels[chosen],
+            captions=tuple(rows.captions[row] for row in chosen) if rows.captions else (),
+            names=[rows.names[row] for row in chosen] if rows.names else (),
+        )
+        identity = hashlib.blake2b(f"{count} of {self.origin.fingerprint}".encode(), digest_size=32).hexdigest()
+        line = f"{count:,} of {self.origin.line}"
+        origin = replace(self.origin, rows=count, line=line, fingerprint=identity)
+        return Images(part, origin, self.max_corrupt, self._cache)
 
     @cached_property
     def channels(self) -> int:

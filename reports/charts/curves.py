@@ -28,7 +28,11 @@ MAX_POINTS = 240  # of a line: more than the picture has pixels to tell apart
 
 
 def curves(rows: Sequence[Row]) -> list[Chart]:
-    """A chart per case and series name, at most eight, those of the quality first; logarithmic in y where all values are positive."""
+    """A chart per case and series name, at most eight, those of the quality first.
+
+    The axis is the step, or what the name says: "divergence over learning rate". Logarithmic in y where all values are
+    positive.
+    """
     quality = {row.quality for row in rows}
     found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(dict)
     for row in rows:
@@ -68,7 +72,7 @@ def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]]) ->
     return Chart(
         title=f"{name}: {case}",
         note=noted("Logarithmic in y." if logarithmic else "", drawn_lines),
-        x_label="step",
+        x_label=name.partition(" over ")[2] or "step",
         y_label=name,
         lines=drawn_lines,
         guide=[],

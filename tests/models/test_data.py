@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_files import file_bytes, only_source, pixels, write_folder, write_parquet
 
 from archbench.models._data import fingerprint, hub, shapes
 from archbench.models.data import BadData, DataMissing, load, load_images, load_text
+from data_files import file_bytes, only_source, pixels, write_folder, write_parquet
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_files import file_bytes, only_source, pixels, write_folder, write_parquet
 
 from archbench.models._data import _images
 from archbench.models.data import BadData, Batches, Windows, load, load_images, load_text
+from data_files import file_bytes, only_source, pixels, write_folder, write_parquet
 
 FOUR = [file_bytes(pixels(seed)) for seed in range(4)]
 

@@ -107,7 +107,8 @@ def examiner(track: Track[Any], case: Any, loaded: Loaded, place: Place) -> Exam
     call: Call = settle(lambda: entry.build(case))
     if not callable(call):
         raise Refused("crashed", f"build() returned a {type(call).__name__}, not a call")
-    return Examiner(track, case, entry, track.workload(case, call), place.device)
+    work: Call = settle(lambda: track.workload(case, call))
+    return Examiner(track, case, entry, work, place.device)
 
 
 def preload(track: Track[Any]) -> None:

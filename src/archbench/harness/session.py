@@ -42,7 +42,10 @@ from archbench.harness.survey import describe
 from archbench.names import is_safe_name
 from archbench.track import Device, Place
 
-PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "asv", "asv_runner")
+PACKAGES = (
+    "torch", "triton", "numpy", "onnxruntime", "asv", "asv_runner",
+    "x-transformers", "transformers", "onnx", "liger-kernel", "flash-attn", "datasets",
+)  # fmt: skip
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "int8")  # those a device does not have are left out
 CONFIGURATION = "asv.conf.json"
 RUN_FILE = "ARCHBENCH_RUN_FILE"  # set by `archbench run`, so that it can follow the run's progress
