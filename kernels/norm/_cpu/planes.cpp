@@ -83,7 +83,8 @@ struct Backward {
     const float* weight;
     const double *mean, *variance;
     Element* dx;
-    std::vector<double> slopes, levers;  // of a plane: sum(dy), sum(dy n)
+    // sum(dy) and sum(dy n): of each plane, or of each channel where a set is one.
+    std::vector<double> slopes, levers;
 
     struct Set {
         Split mean;
@@ -91,19 +92,35 @@ struct Backward {
     };
     Set of(int64_t set) const { return {Split(mean[set]), at.inverse(variance[set])}; }
 
-    void sum(int64_t plane, const Set& set) {
-        const Vector high = all(set.mean.high);
+    // Sums over planes with one mean: in lanes as long as they are short, then in double.
+    struct Sums {
+        Lanes first, second;
+        int64_t pending = 0;
         double slope = 0, lever = 0;
-        for (int64_t start = 0; start < at.P; start += 4096) {
-            const Element *g = dy + plane * at.P + start, *f = x + plane * at.P + start;
-            Lanes first, second;
-            over(std::min<int64_t>(4096, at.P - start), [&](int64_t i, int n, int u) {
-                const Vector slopes = take(g + i, n);
-                first.part[u] += slopes, second.part[u] += slopes * (take(f + i, n) - high);
-            });
+
+        void flush() {
             slope += first.total(), lever += second.total();
+            first = second = Lanes{}, pending = 0;
         }
-        slopes[plane] = slope, levers[plane] = (lever - set.mean.low * slope) * set.inverse;
+    };
+    void sum(int64_t plane, const Set& set, Sums& into) const {
+        const Vector high = all(set.mean.high);
+        for (int64_t start = 0, n; start < at.P; start += n) {
+            const Element *g = dy + plane * at.P + start, *f = x + plane * at.P + start;
+            n = std::min<int64_t>(4096, at.P - start);
+            Lanes first = into.first, second = into.second;  // members would be stored at every step
+            over(n, [&](int64_t i, int k, int u) {
+                const Vector slopes = take(g + i, k);
+                first.part[u] += slopes, second.part[u] += slopes * (take(f + i, k) - high);
+            });
+            into.first = first, into.second = second, into.pending += n;
+            if (into.pending >= 4096) into.flush();
+        }
+    }
+    void keep(int64_t place, const Set& set, Sums& sums) {
+        sums.flush();
+        slopes[place] = sums.slope, levers[place] = (sums.lever - set.mean.low * sums.slope) * set.inverse;
+        sums = Sums{};
     }
     void apply(int64_t plane, const Set& set, double offset, double tilt, int64_t next) const {
         const double slant = -tilt * set.inverse * set.inverse;
@@ -118,22 +135,30 @@ struct Backward {
     void whole(int64_t s) {
         const Set set = of(s);
         double offset = 0, tilt = 0;
+        Sums sums;
         for (int64_t i = 0; i < at.planes_of_set(); ++i) {
-            const int64_t plane = at.plane(s, i);
-            sum(plane, set);
-            offset += weight[plane % at.C] * slopes[plane], tilt += weight[plane % at.C] * levers[plane];
+            const int64_t plane = at.plane(s, i), c = plane % at.C;
+            sum(plane, set, sums);
+            if (!at.G && i + 1 < at.N) continue;
+            const int64_t place = at.G ? plane : c;
+            keep(place, set, sums);
+            offset += weight[c] * slopes[place], tilt += weight[c] * levers[place];
         }
         offset /= at.size_of_set(), tilt /= at.size_of_set();
         for (int64_t i = 0; i < at.planes_of_set(); ++i) apply(at.plane(s, i), set, offset, tilt, at.to_next(s));
     }
     void run(float* dweight, float* dbias) {
-        slopes.resize(at.N * at.C), levers.resize(at.N * at.C);
+        const int64_t images = at.G || at.given ? at.N : 1;
+        slopes.resize(images * at.C), levers.resize(images * at.C);
 #pragma omp parallel num_threads(at.threads)
         {
             if (at.given) {
 #pragma omp for schedule(static)
-                for (int64_t plane = 0; plane < at.N * at.C; ++plane)
-                    sum(plane, of(plane % at.C)), apply(plane, of(plane % at.C), 0, 0, 0);
+                for (int64_t plane = 0; plane < at.N * at.C; ++plane) {
+                    const Set set = of(plane % at.C);
+                    Sums sums;
+                    sum(plane, set, sums), keep(plane, set, sums), apply(plane, set, 0, 0, 0);
+                }
             } else {
 #pragma omp for schedule(static)
                 for (int64_t s = 0; s < at.sets(); ++s) whole(s);
@@ -142,7 +167,7 @@ struct Backward {
         }
         for (int64_t c = 0; c < at.C; ++c) {
             double slope = 0, lever = 0;
-            for (int64_t n = 0; n < at.N; ++n) slope += slopes[n * at.C + c], lever += levers[n * at.C + c];
+            for (int64_t n = 0; n < images; ++n) slope += slopes[n * at.C + c], lever += levers[n * at.C + c];
             dbias[c] = float(slope), dweight[c] = float(lever);
         }
     }

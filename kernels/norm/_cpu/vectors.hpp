@@ -35,9 +35,13 @@ typedef uint16_t bf16;
 inline Vector all(float x) { return Vector{} + x; }
 
 inline float sum_of(Vector x) {
+#if defined(ARCHBENCH_AVX512)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float s = 0;
     for (int i = 0; i < WIDTH; ++i) s += x[i];
     return s;
+#endif
 }
 
 inline Vector widen(Halves x) {
@@ -233,10 +237,12 @@ class Collector {
         for (int64_t at = 0; at < count; at += BLOCK) {
             const int64_t n = std::min(BLOCK, count - at);
             const Vector p = all(pivot);
+            Lanes a = first, b = second;  // members would be stored at every step
             over(n, [&](int64_t i, int k, int u) {
                 const Vector d = take(x + at + i, k, p) - p;
-                first.part[u] += d, second.part[u] += d * d;
+                a.part[u] += d, b.part[u] += d * d;
             });
+            first = a, second = b;
             pending += n;
             if (double(pending) >= std::min(double(BLOCK), 4 * seen.count)) flush();
         }
