@@ -31,7 +31,7 @@ from archbench.training import Curve, Outcome
 LR_OF_256 = 0.4  # peak learning rate at batch 256; in proportion at others
 IMAGENET_LR_OF_256 = 0.1  # the standard recipe's
 LR_FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)  # of the stability map
-PROBE_IMAGES = 512  # seen by one run of the stability map
+PROBE_IMAGES = 256  # seen by one run of the stability map
 WORSE = 1.5  # times the loss of knowing nothing: a probe that ends above has diverged
 EVALUATIONS = 8  # over a run
 LOOKS = 5  # of the landscape, over a run; each costs five passes
