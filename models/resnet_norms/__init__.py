@@ -17,6 +17,8 @@ from archbench.track import Call, Device, Place, Timing, Track
 FULL_WIDTH = 64
 PIXELS = {"mnist": 28, "cifar10": 32, "imagenet-1k": 224}
 LARGEST = {"mnist": 60_000, "cifar10": 50_000, "imagenet-1k": 1_281_167}
+LEAST_WIDTH = 4
+PRECISIONS = ("fp32", "bf16")
 # Multiply-adds of a forward pass at width 64, for each pixel the first stage works on.
 MULTIPLY_ADDS_A_PIXEL = 543_000
 CPU_FLOPS = 2e13  # of a case's runs of one seed: some five minutes on two cores
@@ -41,7 +43,18 @@ class ResNetCase:
         if self.data not in PIXELS:
             raise ValueError(f"data {self.data!r}: allowed are {', '.join(PIXELS)}")
         if not 0 < self.batch <= self.images <= LARGEST[self.data]:
-            raise ValueError(f"batches of {self.batch} of {self.images} images of {LARGEST[self.data]}")
+            raise ValueError(
+                f"batch {self.batch}, images {self.images}: a batch has 1 or more of the images, {self.data} has "
+                f"{LARGEST[self.data]} of them"
+            )
+        # Powers of two: every stage then divides into group norm's groups.
+        if self.width < LEAST_WIDTH or self.width & (self.width - 1):
+            raise ValueError(f"width {self.width}: allowed are powers of two from {LEAST_WIDTH}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}")
+        for name in ("test_images", "epochs", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: at least 1")
 
     @property
     def slug(self) -> str:
@@ -152,12 +165,14 @@ they are for. With few channels `group` has groups of at least four channels.
 
 `batch` is evaluated with its running statistics, as it is used. A run that diverges counts with the error of chance.
 `diverged` is the share of such runs. "divergence over log10 of the learning rate" repeats the first steps with
-learning rates from a quarter to 64 times the case's own.
+constant learning rates from a quarter to 64 times the case's own; such a probe has diverged when its loss ends, on
+average over its second half, above 1.5 times that of knowing nothing.
 
 `loss_range` is the spread of the loss along a step, relative to the loss: the gradient of a training batch is followed
 for 0.5, 1, 2 and 4 times the learning rate. `gradient_change` is the largest relative change of the gradient on the
-way (Santurkar et al. 2018). `grad_norm_spread` is the ratio of the 90th to the 10th percentile of the gradient's norm
-over the run.
+way (Santurkar et al. 2018). Both are medians of five looks over the run, and 1000 where the way leads to no number.
+`grad_norm_spread` is the ratio of the 90th to the 10th percentile of the gradient's norm over the run. A run that
+diverges has none of the three.
 
 CIFAR-10 from a folder may have been encoded as lossy JPEG, which the row's data says: published errors on the original
 images do not transfer."""

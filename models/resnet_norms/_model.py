@@ -5,8 +5,8 @@ Two 3x3 convolutions a block, identity shortcuts, a 1x1 projection where the siz
 convolution for images of 32 pixels. Parameters: 11,689,512 with 1,000 classes at width 64, as in the paper.
 
 Without a norm ("none") plain initialisation would double the variance in every block, so the last convolution of each
-branch starts at zero and a scalar behind each convolution and biases before it take the norm's place (Fixup without its
-rescaling by depth, which the zeros make unnecessary: at the start every block is the identity).
+branch starts at zero, so that at the start every block is its shortcut, and a gain and shifts behind each convolution
+take the norm's place (Fixup without its rescaling of a branch's first convolution by depth, 0.35 for eight branches).
 
 Letters: N images, C channels, H and W their size.
 
@@ -55,7 +55,9 @@ class Scale(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return torch.addcmul(self.bias[:, None, None], x_NCHW, self.gain)
+        # In the input's precision: under autocast a parameter of fp32 would make the output, and all behind it, fp32.
+        gain, bias_C = self.gain.to(x_NCHW.dtype), self.bias.to(x_NCHW.dtype)
+        return torch.addcmul(bias_C[:, None, None], x_NCHW, gain)
 
 
 NORMS: dict[str, NormLayer] = {"batch": batch, "layer": layer, "instance": instance, "group": group, "none": Scale}

@@ -7,11 +7,13 @@ Source: He et al. 2015, arXiv:1512.03385; Goyal et al. 2017, arXiv:1706.02677 (l
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache, partial
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -32,12 +34,15 @@ LR_OF_256 = 0.4  # peak learning rate at batch 256; in proportion at others
 IMAGENET_LR_OF_256 = 0.1  # the standard recipe's
 LR_FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)  # of the stability map
 PROBE_IMAGES = 256  # seen by one run of the stability map
+PROBE_READINGS = 16  # of its loss
 WORSE = 1.5  # times the loss of knowing nothing: a probe that ends above has diverged
 EVALUATIONS = 8  # over a run
 LOOKS = 5  # of the landscape, over a run; each costs five passes
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # of the step the landscape is looked at along, in learning rates
+LOST = 1000.0  # what a look counts as whose way leads to larger numbers, or to none
 EVALUATION_BATCH = 256
 AUGMENTS = {"cifar10": Augment(flip=True, padding=4), "mnist": Augment(padding=2), "imagenet-1k": Augment(flip=True)}
+LOOKED_AT = ("loss_range", "gradient_change")
 LARGEST_LOSS = 20.0  # of a network that is not trained yet; chance is log(classes)
 
 Factory = Callable[[int], nn.Module]
@@ -73,8 +78,16 @@ def of(case: ResNetCase) -> tuple[Images, Images]:
 
 
 def batches(case: ResNetCase, seed: int) -> Batches:
-    size = PIXELS[case.data] if case.stem == "imagenet" else None
-    return Batches(of(case)[0], case.batch, seed, augment=AUGMENTS[case.data], size=size, workers=os.cpu_count())
+    return Batches(of(case)[0], case.batch, seed, augment=AUGMENTS[case.data], size=resized(case))
+
+
+def evaluation_batches(case: ResNetCase) -> Batches:
+    return Batches(of(case)[1], EVALUATION_BATCH, train=False, size=resized(case))
+
+
+def resized(case: ResNetCase) -> int | None:
+    """To which size images are brought; None: they have it."""
+    return PIXELS[case.data] if case.stem == "imagenet" else None
 
 
 def make_inputs(case: ResNetCase, seed: int, device: Device) -> tuple[Tensor, Tensor]:
@@ -131,15 +144,16 @@ class Training:
         return self._step(images_NCHW, labels_N)
 
     def data(self) -> Data:
-        origin = of(self.case)[0].origin
-        return Data(origin.name, origin.line, origin.fingerprint)
+        train, test = (images.origin for images in of(self.case))
+        both = hashlib.blake2b(f"{train.fingerprint} {test.fingerprint}".encode(), digest_size=32).hexdigest()
+        return Data(train.name, f"{train.line}; tested on {test.line}", both)
 
     def run(self, seed: int, device: Device) -> Outcome:
         case = self.case
         with ExitStack() as stack:
             source: Any = stack.enter_context(batches(case, seed))
             ahead = stack.enter_context(Prefetch(source)) if case.stem == "imagenet" else source
-            watcher = Watcher(case, source, device)
+            watcher = Watcher(case, source, stack.enter_context(evaluation_batches(case)), device)
             history = fit(self.network(seed), loss, ahead, watcher, recipe(case), seed=seed, device=device)
             stability = self._stability(source, seed, device)
         curves: dict[str, Curve] = {name: curve for name, curve in history.curves.items() if name != "lr"}
@@ -149,15 +163,22 @@ class Training:
         """Whether the first steps at a constant learning rate diverge, for each of several."""
         case = self.case
         steps = max(8, min(case.steps, PROBE_IMAGES // case.batch))
+        knowing_nothing = math.log(of(case)[0].classes)
         found = []
         for factor in LR_FACTORS:
-            lr = recipe(case, factor).lr
-            probe = Recipe(steps=steps, lr=lr, lr_floor=1.0, weight_decay=5e-4, channels_last=True, log_every=steps)
-            history = fit(
-                self.network(seed), loss, source, lambda model: {"test_error": 1.0}, probe, seed=seed, device=device
+            probe = replace(
+                recipe(case, factor),
+                steps=steps,
+                lr_floor=1.0,
+                warmup_steps=0,
+                eval_every=None,
+                log_every=max(1, steps // PROBE_READINGS),
             )
-            worse = history.curves["loss"][-1][1] > WORSE * math.log(of(case)[0].classes)
-            found.append((round(math.log10(lr), 4), float(history.diverged or worse)))
+            history = fit(self.network(seed), loss, source, _unjudged, probe, seed=seed, device=device)
+            # The mean of several: the loss of one batch of two images says little.
+            losses = [value for _, value in history.curves["loss"]][-PROBE_READINGS // 2 :]
+            worse = fmean(losses) > WORSE * knowing_nothing
+            found.append((round(math.log10(probe.lr), 4), float(history.diverged or worse)))
         return found
 
 
@@ -168,21 +189,18 @@ def _unjudged(model: nn.Module) -> dict[str, float]:
 class Watcher:
     """Evaluates a network on the test images, and looks at the landscape of the loss now and then."""
 
-    def __init__(self, case: ResNetCase, source: Batches, device: Device) -> None:
-        self.case, self.device = case, device
-        size = PIXELS[case.data] if case.stem == "imagenet" else None
-        self.test = Batches(of(case)[1], EVALUATION_BATCH, train=False, size=size)
-        self.source = source
+    def __init__(self, case: ResNetCase, source: Batches, test: Batches, device: Device) -> None:
+        self.source, self.test, self.device = source, test, device
+        self.reach = [length * recipe(case).lr for length in LENGTHS]
         self.calls = 0
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         found = {"test_error": self._error(model)}
         if self.calls % max(1, EVALUATIONS // (LOOKS - 1)) == 0:
             batch = [tensor.to(self.device) for tensor in self.source(0)]
-            lr = recipe(self.case).lr
-            reach = [length * lr for length in LENGTHS]
-            look = along_the_gradient(model, partial(self._loss, batch=batch), reach)
-            found |= dict(zip(("loss_range", "gradient_change"), look, strict=True))
+            look = along_the_gradient(model, partial(self._loss, batch=batch), self.reach)
+            # A number in any case: what is no number ends a run, and this step was not one of the run's.
+            found |= {name: value if value < LOST else LOST for name, value in zip(LOOKED_AT, look, strict=True)}
         self.calls += 1
         return found
 
@@ -195,30 +213,27 @@ class Watcher:
         for step in range(len(self.test)):
             images, labels = (tensor.to(self.device) for tensor in self.test(step))
             wrong += (model(images.contiguous(memory_format=torch.channels_last)).argmax(dim=1) != labels).sum()
-        return float(wrong) / len(of(self.case)[1])
+        return float(wrong) / len(self.test.images)
 
 
 def metrics(history: History, case: ResNetCase) -> dict[str, float]:
-    """What a run reports. One that diverged has the error of chance."""
+    """What a run reports. One that diverged has the error of chance, and nothing on how well it behaved."""
     found = history.scalars()
-    chance = 1 - 1 / of(case)[0].classes
     kept = {
-        "test_error": found.get("test_error", chance),
+        "test_error": found.get("test_error", 1 - 1 / of(case)[0].classes),
         "diverged": found["diverged"],
         "input_bound": found["input_bound"],
-        "grad_norm_spread": spread([norm for _, norm in history.curves["grad_norm"]]),
     }
-    if history.seconds_to_target is not None and history.steps_to_target is not None:
-        kept |= {"time_to_target_s": history.seconds_to_target, "steps_to_target": float(history.steps_to_target)}
-    for name in ("loss_range", "gradient_change"):
-        values = [value for _, value in history.curves.get(name, [])]
-        if values:
-            kept[name] = sum(values) / len(values)
+    if history.seconds_to_target is not None:
+        kept |= {"seconds_to_target_s": history.seconds_to_target, "steps_to_target": found["steps_to_target"]}
+    if not history.diverged:
+        kept |= {name: median(value for _, value in history.curves[name]) for name in LOOKED_AT}
+        kept["grad_norm_spread"] = spread([norm for _, norm in history.curves["grad_norm"]])
     return kept
 
 
 def spread(values: list[float]) -> float:
-    """Ratio of the 90th to the 10th percentile."""
+    """Ratio of the 90th to the 10th percentile, at most LOST."""
     ordered = sorted(values)
     low, high = ordered[len(ordered) // 10], ordered[(len(ordered) * 9) // 10]
-    return high / low if low > 0 else 0.0
+    return high / low if high < low * LOST else LOST
