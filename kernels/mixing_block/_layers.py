@@ -27,7 +27,7 @@ BLOCK_TOKENS = 1024
 FEED_FORWARD_TOKENS = 256
 
 
-def _real_fft2(x_BTD: Tensor) -> Tensor:
+def _real_fft2(x_BTD: Tensor, norm: str) -> Tensor:
     wide_BTD = x_BTD if x_BTD.dtype is torch.float64 else x_BTD.float()
     out_BTD = torch.empty_like(wide_BTD, memory_format=torch.contiguous_format)
     columns = x_BTD.shape[-1] // 2 + 1
@@ -35,7 +35,7 @@ def _real_fft2(x_BTD: Tensor) -> Tensor:
     at_once = max(1, CHUNK_NUMBERS // x_BTD[0].numel())
     for x, out in zip(wide_BTD.split(at_once), out_BTD.split(at_once), strict=True):
         half_BTK = out[..., :columns]
-        half_BTK.copy_(torch.fft.rfft2(x).real)
+        half_BTK.copy_(torch.fft.rfft2(x, norm=norm).real)
         # Column d of the rest is column D - d read backwards in time, where row 0 stays row 0.
         out[:, 0, columns:] = half_BTK[:, 0, 1 : rest + 1].flip(-1)
         out[:, 1:, columns:] = half_BTK[:, 1:, 1 : rest + 1].flip(-2, -1)
@@ -46,25 +46,33 @@ class _RealFFT2(torch.autograd.Function):
     """The transform with itself as its gradient; nothing is saved."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor) -> Tensor:
-        return _real_fft2(x_BTD)
+    def forward(ctx: Any, x_BTD: Tensor, norm: str) -> Tensor:
+        ctx.norm = norm
+        return _real_fft2(x_BTD, norm)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _RealFFT2.apply(grads[0])
+        return _RealFFT2.apply(grads[0], ctx.norm), None
 
 
-def real_fft2(x_BTD: Tensor) -> Tensor:
-    """``torch.fft.fft2(x_BTD).real``, contiguous and in x's dtype; half precision is transformed in float32."""
-    out_BTD: Tensor = _RealFFT2.apply(x_BTD)
+def real_fft2(x_BTD: Tensor, norm: str = "backward") -> Tensor:
+    """``torch.fft.fft2(x_BTD, norm=norm).real``, contiguous and in x's dtype; half precision is transformed in float32.
+
+    ``norm="ortho"`` divides by ``sqrt(T D)``.
+    """
+    out_BTD: Tensor = _RealFFT2.apply(x_BTD, norm)
     return out_BTD
 
 
 class FourierMixing(nn.Module):
     """``Re(F_T x F_D)``: every token reaches every other, by a fixed transform without parameters."""
 
+    def __init__(self, norm: str = "backward") -> None:
+        super().__init__()
+        self.norm = norm
+
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return real_fft2(x_BTD)
+        return real_fft2(x_BTD, self.norm)
 
 
 class SelfAttention(nn.Module):
