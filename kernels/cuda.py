@@ -42,25 +42,26 @@ def architecture(capability: tuple[int, int]) -> str:
 
 def compiler() -> Path:
     """nvcc of CUDA_HOME, of PATH, or of the package in this environment. Raises Unavailable where there is none."""
-    for path in _candidates():
+    for path in candidates():
         if path.is_file() and os.access(path, os.X_OK):
             return path
     raise Unavailable(f"needs nvcc: install CUDA (CUDA_HOME names it) or the package {PACKAGES}")
 
 
-def _candidates() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
+    """Where nvcc may be, the first to be preferred; of several releases of the package the newest."""
     if home := os.environ.get("CUDA_HOME"):
         yield Path(home) / "bin" / "nvcc"
     if found := shutil.which("nvcc"):
         yield Path(found)
-    yield from packaged()
+    for place in package_folders():
+        yield from sorted(place.glob("cu[0-9]*/bin/nvcc"), reverse=True)
 
 
-def packaged() -> Iterator[Path]:
-    """Where the package puts nvcc, the newest release first."""
+def package_folders() -> list[Path]:
+    """Where NVIDIA's packages put their files."""
     spec = importlib.util.find_spec("nvidia")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        yield from sorted(Path(place).glob("cu[0-9]*/bin/nvcc"), reverse=True)
+    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
 
 
 def compiled(sources: Path, unit: str, target: str, defines: tuple[str, ...] = ()) -> Path:
@@ -127,7 +128,7 @@ def driver() -> Driver:
 
 
 def tensor_map(address: int, sizes: tuple[int, int, int], box_rows: int) -> ctypes.Array:
-    """Hopper's description of [heads, rows, columns] of 16 bits: boxes of 64 columns, swizzled, zeros beyond the end."""
+    """Hopper's description of [heads, rows, columns] of 16 bits, in boxes of 64 columns; zeros beyond the end."""
     storage = (ctypes.c_uint64 * 32)()  # the map is 128 bytes at a multiple of 128
     encoded = (ctypes.c_uint64 * 16).from_buffer(storage, -ctypes.addressof(storage) % 128)
     heads, rows, columns = sizes

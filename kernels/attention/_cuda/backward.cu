@@ -110,7 +110,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) backward_keys(const __grid_consta
     // Under a causal mask the first keys have most queries: they start first as it is.
     const int first = block_x() * KEPT;
     const int row = warp_index() * TALL * 16;
-    const long long kv_head = block_y();
+    const int kv_head = block_y();
     const int begin = CAUSAL ? first / STREAMED * STREAMED : 0;
     const int tiles = (p.length - begin + STREAMED - 1) / STREAMED;  // of queries, for each head
     const int visits = tiles * p.shared;
@@ -118,7 +118,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) backward_keys(const __grid_consta
     fetch<KEPT, THREADS>(at.kept_a, p.k + head_offset(kv_head, p.length), first, p.length);
     fetch<KEPT, THREADS>(at.kept_b, p.v + head_offset(kv_head, p.length), first, p.length);
     // The next visit that is not yet under way.
-    long long next_head = kv_head * p.shared;
+    int next_head = kv_head * p.shared;
     int next_start = begin;
     const auto fetch_next = [&](int stage) {
         fetch<STREAMED, THREADS>(at.a(stage), p.q + head_offset(next_head, p.length), next_start, p.length);
@@ -129,7 +129,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) backward_keys(const __grid_consta
             const float* numbers = thread_index() < STREAMED ? p.logsumexp : p.row_sum;
             const bool exists = query < p.length;
             copy_number_async(at.numbers(stage) + thread_index() * 4,
-                              numbers + next_head * p.length + (exists ? query : 0), exists);
+                              numbers + static_cast<long long>(next_head) * p.length + (exists ? query : 0), exists);
         }
         next_start += STREAMED;
         if (next_start >= p.length) next_start = begin, next_head++;
@@ -154,6 +154,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) backward_keys(const __grid_consta
             Scores weights[TALL], dscores[TALL];
             multiply(weights, at.kept_a + row * 128 + lane_left(), q_tile + lane_right());
             multiply(dscores, at.kept_b + row * 128 + lane_left(), dout_tile + lane_right());
+            const int ahead = first + row + lane_index() / 4 - first_query - lane_index() % 4 * 2;  // the key, of the query
             const bool diagonal = CAUSAL && first_query < first + row + TALL * 16 - 1;
 #pragma unroll
             for (int n = 0; n < CHUNK / 8; n++) {
@@ -165,9 +166,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) backward_keys(const __grid_consta
                 for (int t = 0; t < TALL; t++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        const int key = first + row + t * 16 + i / 2 * 8 + lane_index() / 4;
+                        const int behind = t * 16 + i / 2 * 8 - n * 8 - i % 2;  // as far further
                         float weight = exp2_fast(weights[t][n][i] * p.scale_log2 - logsumexp[i % 2]);
-                        if (diagonal && key > first_query + column + i % 2) weight = 0.0f;
+                        if (diagonal && ahead + behind > 0) weight = 0.0f;
                         weights[t][n][i] = weight;
                         dscores[t][n][i] = weight * (dscores[t][n][i] - row_sum[i % 2]);
                     }

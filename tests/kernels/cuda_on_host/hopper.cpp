@@ -205,6 +205,7 @@ void wgmma_commit() {
 }
 
 void wgmma_wait(int pending) {
+    if (here.thread % LANES == 0) give_way(true);  // a product takes its time, in which others come further
     meet("wgmma.wait_group", &pending, [](Warp& warp) {
         Products& mine = products[here.thread / LANES];
         const size_t left = *static_cast<const int*>(warp.given[0]);
