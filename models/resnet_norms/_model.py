@@ -4,9 +4,10 @@ Two 3x3 convolutions a block, identity shortcuts, a 1x1 projection where the siz
 1, 2, 4 and 8 times the width. The stem is the paper's for ImageNet (7x7 with stride 2, then a pool), or one 3x3
 convolution for images of 32 pixels. Parameters: 11,689,512 with 1,000 classes at width 64, as in the paper.
 
-Without a norm ("none") plain initialisation would double the variance in every block, so the last convolution of each
-branch starts at zero, so that at the start every block is its shortcut, and a gain and shifts behind each convolution
-take the norm's place (Fixup without its rescaling of a branch's first convolution by depth, 0.35 for eight branches).
+Without a norm ("none") plain initialisation would double the variance in every block. Fixup instead starts the last
+convolution of each branch and the classifier at zero, so that every block is its shortcut, scales a branch's other
+convolution by 1 / sqrt(branches), so that an update changes the network as much as it would a shallow one, and puts a
+gain and shifts (here one for every channel) behind each convolution.
 
 Letters: N images, C channels, H and W their size.
 
@@ -102,8 +103,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(sizes[-1], classes)
         self.apply(_start)
         if norm == "none":
-            for block in blocks:
-                nn.init.zeros_(block.conv2.weight)
+            _fixup(blocks, self.head)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x_NCHW)).mean(dim=(2, 3)))
@@ -114,3 +114,11 @@ def _start(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _fixup(blocks: list[Block], head: nn.Linear) -> None:
+    for block in blocks:
+        block.conv1.weight.mul_(len(blocks) ** -0.5)
+        nn.init.zeros_(block.conv2.weight)
+    nn.init.zeros_(head.weight)

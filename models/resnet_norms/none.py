@@ -1,4 +1,4 @@
-"""No norm: a gain and shifts in its place, and branches that start at zero.
+"""No norm: Fixup, with a gain and shifts in its place and branches that start at zero.
 
 The control: what a norm is worth is the distance from here.
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from archbench.models.resnet_norms import TRACK, ResNetCase
-from archbench.models.resnet_norms._model import NORMS, Block, ResNet18, Scale
+from archbench.models.resnet_norms._model import NORMS, ResNet18, Scale
 from archbench.models.resnet_norms._workload import factory
 
 NORMED = ("batch", "layer", "instance", "group")
 # Convolutions that have no norm's gain behind them have a scalar: 20 of them, of 4,800 channels together.
 CHANNELS, CONVOLUTIONS = 4800, 20
+FIXUP = {"conv1.weight": 8**-0.5, "conv2.weight": 0.0, "head.weight": 0.0}
 
 
 def parameters(model: nn.Module) -> int:
@@ -103,10 +104,10 @@ def test_only_batch_norm_looks_at_the_other_images(norm: str) -> None:
 
 
 def wake(model: nn.Module) -> None:
-    """Give branches that start at zero weights, as training does."""
-    for block in model.modules():
-        if isinstance(block, Block):
-            nn.init.kaiming_normal_(block.conv2.weight)
+    """Give weights to what starts at zero, as training does."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.any():
+            nn.init.kaiming_normal_(module.weight)
 
 
 def test_contenders_start_from_the_same_weights() -> None:
@@ -114,8 +115,9 @@ def test_contenders_start_from_the_same_weights() -> None:
     states = {norm: factory(norm)(case)(5).state_dict() for norm in NORMS}
     for name, tensor in states["batch"].items():
         if "conv" in name or "head" in name:
-            zeroed = {"none"} if name.endswith("conv2.weight") else set()
-            assert {norm for norm in NORMS if not torch.equal(states[norm][name], tensor)} == zeroed
+            scale = next((scale for part, scale in FIXUP.items() if part in name), 1.0)
+            assert all(torch.equal(states[norm][name], tensor) for norm in NORMED)
+            assert torch.equal(states["none"][name], scale * tensor)
     assert not torch.equal(factory("batch")(case)(6).head.weight, states["batch"]["head.weight"])
 
 
