@@ -43,8 +43,8 @@ int cuFuncSetAttribute(void*, int attribute, int value) {
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned bytes, void* stream, void** arguments, void** extra) {
     char line[128];
-    std::snprintf(line, sizeof line, "launch %ld %u %u %u %u %u %u %u %ld %d %d", (long)function, gx, gy, gz, bx, by, bz,
-                  bytes, (long)stream, **(int**)arguments, extra != nullptr);
+    std::snprintf(line, sizeof line, "launch %ld %u %u %u %u %u %u %u %ld %d %d", (long)function, gx, gy, gz, bx, by,
+                  bz, bytes, (long)stream, **(int**)arguments, extra != nullptr);
     say(line);
     return **(int**)arguments == 13 ? 700 : 0;
 }
@@ -53,8 +53,9 @@ int cuTensorMapEncodeTiled(unsigned long long* map, int type, unsigned rank, voi
                            const unsigned* steps, int interleave, int swizzle, int promotion, int fill) {
     char line[256];
     const char* form = "map %d %u %ld [%llu %llu %llu] [%llu %llu] [%u %u %u] [%u %u %u] %d %d %d %d %d";
-    std::snprintf(line, sizeof line, form, type, rank, (long)address, sizes[0], sizes[1], sizes[2], strides[0], strides[1], box[0], box[1],
-                  box[2], steps[0], steps[1], steps[2], interleave, swizzle, promotion, fill, (int)((long)map % 128));
+    std::snprintf(line, sizeof line, form, type, rank, (long)address, sizes[0], sizes[1], sizes[2], strides[0],
+                  strides[1], box[0], box[1], box[2], steps[0], steps[1], steps[2], interleave, swizzle, promotion,
+                  fill, (int)((long)map % 128));
     map[15] = 5;
     return say(line);
 }
