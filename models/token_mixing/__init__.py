@@ -125,9 +125,10 @@ the test split after the last step, over seeds; training time to the target erro
 of length 512 and 1024 are there for the time and memory of a step over length: their runs end long before anything but
 the frequency of characters is learned. A block alone, at equal width, is the track mixing_block.
 
-**FNet's figures beside ours.** The paper reports 92 to 97 % of BERT's accuracy on GLUE, and training 80 % faster on GPUs
-and 70 % on TPUs at length 512, with models of 100 million parameters and more, and with fewer parameters than BERT. Ours
-have 0.2 million and train for a minute: they rank mixings at this size and budget, and say nothing of pre-training.
+**FNet's figures beside ours.** The paper reports 92 to 97 % of BERT's accuracy on GLUE, and training 80 % faster on
+GPUs and 70 % on TPUs at length 512, with models of 100 million parameters and more, and with fewer parameters than
+BERT. Ours have 0.2 million and train for a minute: they rank mixings at this size and budget, and say nothing of
+pre-training.
 
 Fourier mixing reads the whole sequence, so nothing here is causal, and there is no decoder."""
 
