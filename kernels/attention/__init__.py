@@ -220,8 +220,9 @@ Answers are compared element by element with a float64 computation on the same i
 square root of the row's length, as the outputs do: a fixed bound would let whole late rows of a causal case go
 unchecked. TF32 fails the fp32 bound and is not switched on.
 
-"fourier" and "transformers_fnet" compute another function (FNet's mixing), are checked against its float64 transform, and
-are shown beside the ranking, not in it: they say what the place of attention costs when a fixed transform takes it."""
+"fourier" and "transformers_fnet" compute another function (FNet's mixing), are checked against its float64 transform,
+and are shown beside the ranking, not in it: they say what the place of attention costs when a fixed transform takes
+it."""
 
 TRACK: Track[AttentionCase] = Track(
     name="attention",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archbench.kernels import native
+from archbench.hardware import native
 from archbench.kernels.attention import AttentionCase
 from archbench.track import Call, Contender, Unavailable
 

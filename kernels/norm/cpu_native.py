@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archbench.hardware import native
 from archbench.hardware.detect import detect
-from archbench.kernels import native
 from archbench.kernels.norm import EPS, MOMENTUM, NormCase
 from archbench.track import Call, Contender, Unavailable
 

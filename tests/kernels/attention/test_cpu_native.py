@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archbench.kernels import native
+from archbench.hardware import native
 from archbench.kernels.attention.cpu_native import SOURCES, attention, forward
 
 # Wider instructions of this processor are left out, so that the paths of smaller ones run here too.

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="no torch installed")
 
 from archbench.checks import Wrong  # noqa: E402 - the skip comes before what needs torch
-from archbench.kernels import native  # noqa: E402
+from archbench.hardware import native  # noqa: E402
 from archbench.kernels.norm import TRACK, NormCase, _workload  # noqa: E402
 from archbench.kernels.norm.cpu_native import CONTENDER, SOURCES, call_of, stream_from  # noqa: E402
 from archbench.track import Unavailable  # noqa: E402

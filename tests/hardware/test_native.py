@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archbench.kernels import native
+from archbench.hardware import native
 from archbench.track import Unavailable
 
 

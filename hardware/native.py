@@ -1,4 +1,4 @@
-"""C++ of contenders: compiled for this machine, once, and kept.
+"""C++ of contenders and of the ceilings: compiled for this machine, once, and kept.
 
 A library is made of all ``*.cpp`` of a folder and named by the digest of everything in the folder, the flags and what
 the compiler says of this processor, so an edited source, another compiler or another machine in a shared home directory
