@@ -75,7 +75,7 @@ def _test_cases() -> tuple[TokenMixingCase, ...]:
 def _bench_cases() -> tuple[TokenMixingCase, ...]:
     case = TokenMixingCase
     return (
-        case("text", 128),
+        case("text", 128, target=0.8),
         case("mnist", 16, patch=7, batch=64, steps=700, lr=6e-3, target=0.1),
         case("text", 512, batch=4, steps=200, seeds=2, test_rows=200),
         case("text", 1024, batch=4, steps=100, seeds=2, test_rows=100),
