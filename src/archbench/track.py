@@ -139,7 +139,7 @@ class Track(Generic[CaseT]):
     timing: Timing = field(default_factory=Timing)
     protocol: str = "duel"  # a measuring protocol of archbench.harness.protocols
     quality: str = ""  # a metric of its training runs (a fraction, lower is better) that ranks in the time's place
-    on_request: str = ""  # "25 minutes": a study of this length is measured where its track is named, never else
+    on_request: str = ""  # "25 minutes": a track that takes so long is measured where it is named, never else
     preload: tuple[str, ...] = ()  # modules asv's fork server imports once instead of every cell again
     notes: str = ""  # method notes for the track's page: plain paragraphs
 

@@ -49,7 +49,7 @@ def test_a_study_is_measured_where_it_is_named() -> None:
     whole = plan((), (), HERE)
     for study in studies:
         assert study not in whole.cases
-        assert any(sentence.startswith(f"{study}: a study of") for sentence in whole.left_out)
+        assert any(sentence.startswith(f"{study}: takes ") for sentence in whole.left_out)
         assert study in plan((study,), (), HERE).cases
 
 

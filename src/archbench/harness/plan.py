@@ -35,7 +35,7 @@ class Plan:
 def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place, minutes: float | None = None) -> Plan:
     """Which cells ``TRACK[/CONTENDER]`` targets and ``--case`` slugs mean on this place.
 
-    Where nothing is named, studies are left out: they take as long as all the rest. With ``minutes`` the plan is cut
+    Where nothing is named, tracks that take long are left out: as long as all the rest. With ``minutes`` the plan is cut
     to what should fit into them. Raises UnknownName, and ValueError where nothing is left to measure or a track names
     a case badly.
     """
@@ -48,7 +48,7 @@ def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place, minutes
         slugs, usable = parameters(track)
         known |= set(slugs)
         if track.on_request and not targets and not cases:
-            left_out.append(f"{name}: a study of {track.on_request}, measured by archbench run {name}")
+            left_out.append(f"{name}: takes {track.on_request}; archbench run {name} measures it")
             continue
         left_out += [f"{name}/{odd}: its name is not a Python module name" for odd in asked if odd not in usable]
         contenders[name] = tuple(contender for contender in asked if contender in usable)
