@@ -83,7 +83,7 @@ class Images:
             rows,
             image=lambda row: rows.image(chosen[row]),
             place=lambda row: rows.place(chosen[row]),
-            labels=rows.labels[chosen],
+            labels=rows.labels[chosen] if rows.classes else np.arange(count),  # of captions: row numbers
             captions=tuple(rows.captions[row] for row in chosen) if rows.captions else (),
             names=[rows.names[row] for row in chosen] if rows.names else (),
         )

@@ -100,7 +100,7 @@ class ResNetCase:
 
 
 def _slim(data: str, batch: int, **changes: Any) -> ResNetCase:
-    """A case for two cores: an eighth of the width, a tenth of CIFAR-10, two epochs."""
+    """A case for two cores: an eighth of the width, a twelfth of CIFAR-10, two epochs."""
     fields = {"images": 4096, "test_images": 2000, "width": 8, "epochs": 2, "seeds": 3, "target_error": 0.7}
     return ResNetCase(data, batch=batch, **(fields | changes))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -98,3 +100,12 @@ def test_a_broken_image_of_a_part_is_replaced_by_the_next_of_the_part(top: Path)
     assert (rows_of(part), part.tensors()[1].tolist()) == (expected, expected)
     assert list(part.corrupt) == [1]
     assert f"row {FIRST_ROWS[1]}" in part.corrupt[1]
+
+
+def test_labels_of_captions_are_rows_of_the_part(top: Path) -> None:
+    (top / "told").mkdir()
+    told = {"image": [file_bytes(pixels(r)) for r in range(COUNT)], "caption_0": [str(r) for r in range(COUNT)]}
+    pq.write_table(pa.table(told), top / "told" / "train.parquet")
+    part = load_images("told").subset(5)
+    assert part.captions == tuple((str(row),) for row in FIRST_ROWS)
+    assert part.tensors()[1].tolist() == list(range(5))
