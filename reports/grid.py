@@ -59,7 +59,8 @@ class Line:
     limit_share: float | None
     memory: str
     energy: str
-    others: str
+    others: str  # what else was measured: name and number, comma by comma
+    count: int  # of these
     leads: bool  # the first row of its case and machine
 
 
@@ -102,6 +103,11 @@ def line(row: Row, scale: RatioScale, leads: bool = False) -> Line:
     if slowdown is not None:
         low, high = slowdown.ci or (slowdown.value, slowdown.value)
         strip = (scale.at(low), scale.at(slowdown.value), scale.at(high))
+    others = [
+        f"{name} {quantity(m.value, m.unit)}"
+        for name, m in sorted(row.metrics.items())
+        if name not in (*KNOWN_METRICS, row.quality)
+    ]
     return Line(
         row=row,
         rank=rank_text(row.rank),
@@ -113,11 +119,8 @@ def line(row: Row, scale: RatioScale, leads: bool = False) -> Line:
         limit_share=None if row.limit_fraction is None else round(100 * min(1.0, row.limit_fraction), 1),
         memory=text_of(row.metrics, "peak_bytes"),
         energy=text_of(row.metrics, "energy_j"),
-        others=", ".join(
-            f"{name} {quantity(m.value, m.unit)}"
-            for name, m in sorted(row.metrics.items())
-            if name not in (*KNOWN_METRICS, row.quality)
-        ),
+        others=", ".join(others),
+        count=len(others),
         leads=leads,
     )
 
@@ -174,7 +177,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         Column("time", "Time", "median seconds a call"),
         Column("slowdown", "Slowdown", "paired ratio to the baseline with its 95 % interval; lower is better"),
         Column("quality", (" or ".join(qualities) or "quality").capitalize(), "mean over the seeds", bool(qualities)),
-        Column("limit", "Of limit", "share of what this machine was measured to be able to do"),
+        Column("limit", "Of limit", "share of what this machine was measured to be able to do", not qualities),
         Column("memory", "Memory", "peak bytes a call adds"),
         Column("error", "Error", "relative to the float64 reference", False),
         Column("energy", "Energy", "joules a call, where there is a counter", energy),

@@ -81,6 +81,9 @@ def y_scale(low: float, high: float) -> LogScale:
     return LogScale(low, high, HEIGHT - BOTTOM, TOP)
 
 
+EVEN_STEPS = 6
+
+
 def ticks(low: float, high: float, base: float = 10.0) -> list[float]:
     """Round numbers within a range for a logarithmic axis: powers of ``base``, with 2 and 5 between where few."""
     first, last = math.floor(math.log(low, base)) - 1, math.ceil(math.log(high, base)) + 1
@@ -88,6 +91,9 @@ def ticks(low: float, high: float, base: float = 10.0) -> list[float]:
     found = [p for p in powers if low <= p <= high]
     if len(found) < 3 and base == 10.0:
         found = [m * p for p in powers for m in (1, 2, 5) if low <= m * p <= high]
+    if len(found) < 3 and base == 10.0:  # a range within a factor of a few: even steps
+        step = next(m * p for p in powers for m in (1, 2, 5) if m * p * EVEN_STEPS >= high - low)
+        found = [round(step * i, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return found
 
 

@@ -77,6 +77,6 @@ def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]]) ->
         lines=drawn_lines,
         guide=[],
         guide_label="",
-        x_ticks=[(x(value), f"{value:g}") for value in (left + (right - left) * i / 4 for i in range(5))],
+        x_ticks=[(x(value), f"{value:.5g}") for value in (left + (right - left) * i / 4 for i in range(5))],
         y_ticks=few([(y(tick), significant(tick)) for tick in y_ticks], UPRIGHT),
     )

@@ -65,7 +65,12 @@
     const made = [node("span", `badge s-${text("status", i)}`, text("status", i))];
     if (text("reason", i)) made.push(" ", node("span", "reason", text("reason", i)));
     const more = others.filter((name) => name !== text("quality", i) && metric(name, i) !== null).map((name) => `${name} ${printed(name, i)}`);
-    if (more.length) made.push(" ", node("span", "reason", more.join(", ")));
+    const said = node("span", "reason", more.join(", "));
+    if (more.length > 2) {
+      const folded = node("details", "more");
+      folded.append(node("summary", "", `${more.length} numbers`), said);
+      made.push(" ", folded);
+    } else if (more.length) made.push(" ", said);
     return made;
   };
   const copier = (i) => {
