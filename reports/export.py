@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from archbench.formatting import quantity, ratio, seconds
+from archbench.formatting import quantity, ratio, seconds, significant
 from archbench.reports.load import Problem
 from archbench.reports.row import Row
 from archbench.reports.rows import Results, load
@@ -68,16 +68,19 @@ def csv_of(rows: Sequence[Row]) -> str:
     header = ["machine", "commit", "track", "case", "contender", "status", "reason", "rank_lo", "rank_hi", "baseline"]
     for name in names:
         header += [name, f"{name}_ci_lo", f"{name}_ci_hi", f"{name}_n", f"{name}_unit"]
+    facts = sorted({fact for row in rows for fact in row.host if fact.startswith("data.")})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(_cell, header), "limit_fraction", "reproduce"])
+    writer.writerow([*map(_cell, header), "limit_fraction", "reproduce", *facts])
     for row in rows:
         line: list[object] = [row.machine, row.commit, row.track, row.case, row.contender, row.status, row.reason]
         line += [*(row.rank or (None, None)), row.baseline]
         for name in names:
             metric = row.metrics.get(name)
             line += [metric.value, *(metric.ci or (None, None)), metric.n, metric.unit] if metric else [None] * 5
-        writer.writerow([_cell(value) for value in (*line, row.limit_fraction, row.reproduce)])
+        writer.writerow(
+            [_cell(value) for value in (*line, row.limit_fraction, row.reproduce, *map(row.host.get, facts))]
+        )
     return out.getvalue()
 
 
@@ -86,6 +89,14 @@ def _markdown(text: str) -> str:
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
+
+
+def _quality(row: Row) -> str:
+    metric = row.metrics.get(row.quality)
+    if metric is None:
+        return ""
+    ends = f" ({significant(metric.ci[0])}-{significant(metric.ci[1])})" if metric.ci else ""
+    return f"{row.quality_name} {significant(metric.value)}{ends}"
 
 
 def rank_text(rank: Sequence[int] | None) -> str:
@@ -98,8 +109,11 @@ def rank_text(rank: Sequence[int] | None) -> str:
 def as_markdown(results: Results) -> str:
     """A table for people: formatted numbers."""
     lines = [
-        "| machine | commit | track | case | rank | contender | time | slowdown | of limit | memory | status |",
-        "|---|---|---|---|---|---|---:|---:|---:|---:|---|",
+        (
+            "| machine | commit | track | case | rank | contender | time | slowdown | quality "
+            "| of limit | memory | status |"
+        ),
+        "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in results.all_rows():
         time, slowdown, peak = (row.metrics.get(name) for name in ("latency_s", "slowdown", "peak_bytes"))
@@ -112,6 +126,7 @@ def as_markdown(results: Results) -> str:
             row.contender,
             seconds(time.value) if time else "",
             ratio(slowdown.value, slowdown.ci) if slowdown else "",
+            _quality(row),
             f"{row.limit_fraction:.0%}" if row.limit_fraction is not None else "",
             quantity(peak.value, "B") if peak else "",
             row.status if not row.reason else f"{row.status}: {row.reason}",

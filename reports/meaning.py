@@ -19,6 +19,7 @@ from archbench.names import is_safe_name, legible
 from archbench.stats import Interval, control_log_ratios, hodges_lehmann, log_ratios, median_interval
 from archbench.training import SUFFIXES, over_seeds
 
+OURS = ("latency_s", "slowdown", "peak_bytes", "error", "energy_j", "control")  # of every cell, so no track's quality
 UNITS = {"slowdown": "ratio", "error": "ratio", "control": "ratio"}
 LARGEST = {"s": 1e7, "B": 1e18, "J": 1e12, "ratio": 1e15}  # beyond these a number is no measurement
 LEAST = {"s": 1e-12, "B": 1e-3, "J": 1e-15, "ratio": 1e-12}  # and below these, where it must not be zero, neither
@@ -70,6 +71,8 @@ def check_record(record: Record) -> None:
     elif isinstance(record, TrackNote):
         _usable(record.track)
         _names("name", [record.baseline, record.quality, *record.cases, *record.contenders])
+        if record.quality in OURS or record.quality.endswith("_ratio"):
+            raise ValueError(f"quality {record.quality!r} is a number that every cell has, or a ratio of the board's")
         _few("cases", len(record.cases), MAX_CASES)
         _few("contenders", len(record.contenders), MAX_CONTENDERS)
         for axes in record.cases.values():
@@ -283,6 +286,8 @@ def _check_samples(name: str, values: Sequence[float | None], stored: Metric | N
         raise ValueError(f"the runs' values of {name} are not finite, or more than {MAX_BLOCKS}")
     if stored is None or not known:
         raise ValueError(f"there are runs for {name}, but no number, or a number without a run")
+    for value in known:
+        check_metric(name, Metric(value, stored.unit))
     found = over_seeds(name, known)
     low, high = found.ci or (found.value, found.value)
     if stored.n != found.n or (stored.ci is None) != (found.ci is None):

@@ -17,6 +17,7 @@ from archbench.cells import Cell, Data, Metric, Scalar, TrackNote
 from archbench.reports.row import Row
 from archbench.stats import mean_interval
 
+FARTHEST = math.log(1e9)  # of a ratio and its ends: beyond it a few runs say nothing
 SHOWN = 8  # characters of a fingerprint: two data sets of one name never share them by chance
 
 
@@ -28,6 +29,12 @@ def case_on(case: str, data: Data | None) -> str:
 def plain_case(case: str) -> str:
     """The case as its track and ``--case`` know it."""
     return case.partition("@")[0]
+
+
+def whole(cell: Cell) -> dict[str, Metric]:
+    """A cell's metrics without those that only some of its runs have: the mean of who arrived flatters who did not."""
+    partial = {name for name, values in cell.samples.items() if None in values}
+    return {name: metric for name, metric in cell.metrics.items() if name not in partial}
 
 
 def facts_of(data: Data | None) -> dict[str, Scalar]:
@@ -66,10 +73,12 @@ def compared(group: Sequence[Row]) -> list[Row]:
 
 
 def _compared(row: Row, base: Row) -> Row:
-    pairs = zip(row.samples.get(row.quality, ()), base.samples.get(row.quality, ()), strict=False)
-    logs = [math.log(own / other) for own, other in pairs if own and other and own > 0 and other > 0]
-    if not logs:
+    pairs = list(zip(row.samples.get(row.quality, ()), base.samples.get(row.quality, ()), strict=False))
+    if not pairs or not all(own is not None and other is not None and own > 0 and other > 0 for own, other in pairs):
+        return row  # a run without an error: no ratio, and leaving its seed out would favour the others
+    found = mean_interval([math.log(own) - math.log(other) for own, other in pairs if own and other])
+    if max(abs(found.lo), abs(found.hi)) > FARTHEST:
         return row
-    found = mean_interval(logs).exp()
-    ends = (found.lo, found.hi) if found.n > 1 else None
-    return replace(row, metrics={**row.metrics, row.ranking: Metric(found.value, "ratio", ends, found.n)})
+    ratio = found.exp()
+    ends = (ratio.lo, ratio.hi) if ratio.n > 1 else None
+    return replace(row, metrics={**row.metrics, row.ranking: Metric(ratio.value, "ratio", ends, ratio.n)})

@@ -29,7 +29,7 @@ from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
 from archbench.reports.cache import Cache, CachedReader, place
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.meaning import check_metric, date
-from archbench.reports.quality import case_on, compared, data_of, facts_of, plain_case, with_data
+from archbench.reports.quality import case_on, compared, data_of, facts_of, plain_case, whole, with_data
 from archbench.reports.rank import band, log_interval, ranks
 from archbench.reports.row import Row, is_crowded, is_rankable
 from archbench.reports.run_files import RunFile, drop_replays, drop_surplus, read_run
@@ -158,7 +158,7 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             status=cell.status,
             reason=cell.reason,
             baseline=cell.baseline,
-            metrics={name: _rounded(metric) for name, metric in cell.metrics.items()},
+            metrics={name: _rounded(metric) for name, metric in whole(cell).items()},
             limit_fraction=None if cell.limit_fraction is None else _six(cell.limit_fraction),
             limit_kind=cell.limit_kind,
             control=None if cell.control is None else _rounded(cell.control),

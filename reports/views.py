@@ -53,6 +53,8 @@ class TrackBoard:
     noise: str  # the A/A band over the cases, as text
     sentence: str
     quality: str  # what ranks in words, where it is not the time
+    measure: str  # the head of the standings' column
+    data: list[tuple[str, str, str]]  # what its rows were measured on: name, origin, fingerprint
     standings: list[Standing]
     one: float  # where 1x is on the strips of the standings
     heats: list[tuple[str, Heat]]  # what it shows, and the table
@@ -74,6 +76,11 @@ class Winner:
     rows: int
     commit: str
     date: str
+
+
+def measure(quality: str) -> str:
+    """What a standing is by, as a column's head."""
+    return f"{quality.capitalize()} against baseline" if quality else "Slowdown"
 
 
 def newest_commits(rows: Sequence[Row]) -> list[str]:
@@ -123,6 +130,8 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
         noise=f"±{100 * (math.exp(width) - 1):.1f} %" if width else "",
         sentence=sentence(shown, table),
         quality=first.quality_name,
+        measure=measure(first.quality_name),
+        data=sorted({_data(row) for row in shown if "data.fingerprint" in row.host}),
         standings=table,
         one=scale.at(1.0),
         heats=[(what, picture) for what, picture in pictures if picture is not None],
@@ -130,6 +139,11 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
         rows=shown,
         others=[(commit, dates[commit], counts[commit]) for commit in newest_commits(rows) if commit != first.commit],
     )
+
+
+def _data(row: Row) -> tuple[str, str, str]:
+    name, origin, fingerprint = (str(row.host.get(f"data.{fact}", "")) for fact in ("name", "origin", "fingerprint"))
+    return name, origin, fingerprint
 
 
 def versions_of(row: Row) -> str:
@@ -219,10 +233,12 @@ def _trade(rows: Sequence[Row], table: Sequence[Standing], who: str, several: bo
         f"{first.track} on {first.machine}: {who} {'have' if several else 'has'} the lowest {what} of "
         f"{sum(s.complete for s in table)} contenders over {cases} case{'' if cases == 1 else 's'}"
     )
-    if quickest is not None and not quickest.first:
+    if quickest is not None and quickest.name == first.baseline:
+        said += f"; a step of {quickest.name} is the quickest"
+    elif quickest is not None:
         said += (
             f"; {quickest.name}, the quickest, takes {quickest.time_text} the time a step of {first.baseline} "
-            f"and makes {quickest.mean} its {what}"
+            f"and has {quickest.mean} its {what}"
         )
     return f"{said} (95 % intervals over seeds and cases; commit {first.commit[:8]})."
 
@@ -242,7 +258,9 @@ def winner(rows: Sequence[Row], table: Sequence[Standing]) -> Winner:
         if follower is not None:
             times = _against(shown, follower.name, leader.name)
             what = shown[0].quality_name
-            lead = f"{follower.name} has {times} its {what}" if what else f"{follower.name} takes {times} as long"
+            lead = f"{follower.name} takes {times} as long"
+            if what:
+                lead = f"{follower.name} has {times} the {what} of {leader.name}"
     margin = f"{leader.mean} {shown[0].quality_name}".rstrip() if leader else ""
     return Winner(machine, track, names, margin, lead, firsts, len(shown), shown[0].commit, shown[0].date)
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from archbench.cells import Data
 from archbench.checks import Wrong, flatten, to_float64
-from archbench.models.data import Augment, Batches, DataMissing, Images, Prefetch, load_images
+from archbench.models.data import Augment, BadData, Batches, Images, Prefetch, load_images
 from archbench.models.resnet_norms import PIXELS, ResNetCase
 from archbench.models.resnet_norms._landscape import along_the_gradient
 from archbench.models.resnet_norms._model import ResNet18
@@ -43,6 +43,7 @@ LOST = 1000.0  # what a look counts as whose way leads to larger numbers, or to 
 EVALUATION_BATCH = 256
 AUGMENTS = {"cifar10": Augment(flip=True, padding=4), "mnist": Augment(padding=2), "imagenet-1k": Augment(flip=True)}
 LOOKED_AT = ("loss_range", "gradient_change")
+CHANNELS = {"mnist": 1}  # others have 3
 LARGEST_LOSS = 20.0  # of a network that is not trained yet; chance is log(classes)
 
 Factory = Callable[[int], nn.Module]
@@ -54,7 +55,7 @@ def factory(norm: str) -> Callable[[ResNetCase], Factory]:
     def build(case: ResNetCase) -> Factory:
         def network(seed: int) -> nn.Module:
             with seeded(seed):
-                classes, channels = (1000, 3) if case.stem == "imagenet" else (10, 1 if case.data == "mnist" else 3)
+                classes, channels = (1000, 3) if case.stem == "imagenet" else (10, CHANNELS.get(case.data, 3))
                 return ResNet18(norm, classes=classes, width=case.width, stem=case.stem, channels=channels)
 
         return network
@@ -67,10 +68,14 @@ def sets(data: str, images: int, test_images: int) -> tuple[Images, Images]:
     """Training and test images of a case; a process looks at them once. Raises Unavailable where they are missing."""
     try:
         train, test = load_images(data, "train"), load_images(data, "test")
-    except DataMissing as missing:
-        raise Unavailable(str(missing)) from missing
-    # A package carries a small part of a set: then that is the data, and its fingerprint says so.
-    return train.subset(min(images, len(train))), test.subset(min(test_images, len(test)))
+    except BadData as bad:
+        raise Unavailable(str(bad)) from bad
+    for found, wanted in ((train, images), (test, test_images)):
+        if len(found) < wanted:  # a package carries a small part of a set
+            raise Unavailable(f"{found.origin.line}; the case wants {wanted:,}")
+        if found.channels != CHANNELS.get(data, 3):
+            raise Unavailable(f"{found.origin.line}, of {found.channels} channels; expected {CHANNELS.get(data, 3)}")
+    return train.subset(images), test.subset(test_images)
 
 
 def of(case: ResNetCase) -> tuple[Images, Images]:

@@ -23,12 +23,12 @@ from archbench.reports.charts import (
 )
 from archbench.reports.row import Row
 
-MAX_CHARTS = 8
+MAX_CHARTS = 16
 MAX_POINTS = 240  # of a line: more than the picture has pixels to tell apart
 
 
 def curves(rows: Sequence[Row]) -> list[Chart]:
-    """A chart per case and series name, at most eight, those of the quality first.
+    """A chart per case and series name, at most sixteen, those of the quality first.
 
     The axis is the step, or what the name says: "divergence over learning rate". Logarithmic in y where all values are
     positive.

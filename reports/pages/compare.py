@@ -68,6 +68,7 @@ def _page(board: Board, track: str, rows: list[Row]) -> bytes:
         compare_path(track),
         scripts=("numbers.js", "compare.js"),
         track=track,
+        quality=next((row.quality_name for row in rows if row.quality), ""),
         a=a,
         b=b,
         verdicts=_verdicts(rows, cases, bands, a, b),

@@ -44,6 +44,8 @@ def _page(board: Board, track: str, name: str, rows: list[Row], places: list[tup
         note=newest.note,
         source=_link(newest.note.source),
         places=places,
+        quality=newest.quality_name,
+        measure=views.measure(newest.quality_name),
         grid=grid(
             f"{name} in {track}", rows, note.cases if note else {}, here=board.here, fixed=("track", "contender")
         ),

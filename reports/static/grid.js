@@ -142,8 +142,9 @@
   };
   const cell = (i) => `${text("machine", i)}\n${text("commit", i)}\n${text("track", i)}\n${text("case", i)}`;
   const exact = (rows) => rows.filter((i) => !text("differs", i));
+  const ranking = (i) => metric(text("quality", i) ? `${text("quality", i)}_ratio` : "slowdown", i);
   const presets = {
-    family: ["Best of each family", (rows) => least(exact(rows), (i) => `${cell(i)}\n${text("family", i)}`, (i) => metric("slowdown", i))],
+    family: ["Best of each family", (rows) => least(exact(rows), (i) => `${cell(i)}\n${text("family", i)}`, ranking)],
     memory: ["Smallest memory", (rows) => least(exact(rows), cell, (i) => metric("peak_bytes", i))],
     exact: ["Exact only", exact],
   };

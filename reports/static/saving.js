@@ -1,7 +1,7 @@
 "use strict";
 // The view of a table as a file: the rows and numbers of `archbench export`, without the host.
 const saving = ({ data, at, text, metric, printed, command, rankText }) => {
-  const { seconds, ratio, percent } = numbers;
+  const { significant, seconds, ratio, percent } = numbers;
   const names = Object.keys(data.metrics).sort();
   const asRow = (i) => ({
     machine: text("machine", i), commit: text("commit", i), track: text("track", i), case: text("case", i), contender: text("contender", i),
@@ -22,6 +22,12 @@ const saving = ({ data, at, text, metric, printed, command, rankText }) => {
     csv: (rows) => {
       const header = ["machine", "commit", "track", "case", "contender", "status", "reason", "rank_lo", "rank_hi", "baseline"];
       for (const name of names) header.push(name, `${name}_ci_lo`, `${name}_ci_hi`, `${name}_n`, `${name}_unit`);
+      const quality = (i) => {
+        const name = text("quality", i), low = metric(name, i, "lo");
+        if (metric(name, i) === null) return "";
+        const ends = low === null ? "" : ` (${significant(low)}-${significant(metric(name, i, "hi"))})`;
+        return `${name.replaceAll("_", " ")} ${significant(metric(name, i))}${ends}`;
+      };
       const lines = rows.map((i) => {
         const row = asRow(i);
         const line = [row.machine, row.commit, row.track, row.case, row.contender, row.status, row.reason, ...(row.rank || [null, null]), row.baseline];
@@ -38,10 +44,10 @@ const saving = ({ data, at, text, metric, printed, command, rankText }) => {
       const lines = rows.map((i) => [text("machine", i), text("commit", i).slice(0, 8), text("track", i), text("case", i), rankText(at(data.rank, i)),
         text("contender", i), metric("latency_s", i) === null ? "" : seconds(metric("latency_s", i)),
         metric("slowdown", i) === null ? "" : ratio(metric("slowdown", i), metric("slowdown", i, "lo"), metric("slowdown", i, "hi")),
-        at(data.limit_fraction, i) === null ? "" : percent(at(data.limit_fraction, i)), printed("peak_bytes", i),
+        quality(i), at(data.limit_fraction, i) === null ? "" : percent(at(data.limit_fraction, i)), printed("peak_bytes", i),
         text("reason", i) ? `${text("status", i)}: ${text("reason", i)}` : text("status", i)]);
-      return ["| machine | commit | track | case | rank | contender | time | slowdown | of limit | memory | status |",
-        "|---|---|---|---|---|---|---:|---:|---:|---:|---|", ...lines.map((line) => `| ${line.map(plain).join(" | ")} |`)].join("\n") + "\n";
+      return ["| machine | commit | track | case | rank | contender | time | slowdown | quality | of limit | memory | status |",
+        "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|", ...lines.map((line) => `| ${line.map(plain).join(" | ")} |`)].join("\n") + "\n";
     },
   };
   return (rows, format) => writers[format](rows);

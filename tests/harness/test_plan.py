@@ -53,6 +53,12 @@ def test_a_study_is_measured_where_it_is_named() -> None:
         assert study in plan((study,), (), HERE).cases
 
 
+def test_minutes_are_not_for_a_track_that_takes_more() -> None:
+    study = next(name for name in track_modules() if load_track(name).on_request)
+    with pytest.raises(ValueError, match="no few minutes are enough"):
+        plan((study,), (), HERE, 8.0)
+
+
 WHOLE = Plan({"one": ("a", "b", "c"), "two": ("d", "e")}, {"one": ("x", "y"), "two": ("z",)})
 
 

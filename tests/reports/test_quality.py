@@ -14,7 +14,7 @@ from archbench.cells import Cell, Data, Metric
 from archbench.reports import views
 from archbench.reports.export import as_json
 from archbench.reports.grid import grid, line
-from archbench.reports.meaning import check_cell
+from archbench.reports.meaning import check_cell, check_record
 from archbench.reports.rows import load
 from archbench.reports.site import render
 from archbench.stats import mean_interval
@@ -64,11 +64,11 @@ def test_the_sentence_says_what_speed_costs(tmp_path: Path) -> None:
     table = views.standings(rows)
     said = views.sentence(rows, table)
     assert said.startswith("mixing on amd-epyc-zen4-2c: base and lost have the lowest test error of 3 contenders")
-    assert "quick, the quickest, takes 0.600× (0.596-0.604) the time a step of base and makes 1.22×" in said
+    assert "quick, the quickest, takes 0.600× (0.596-0.604) the time a step of base and has 1.22×" in said
     assert [s.time_text for s in table if s.name == "quick"] == ["0.600× (0.596-0.604)"]
     won = views.winner(rows, table)
     assert won.margin.endswith("test error")
-    assert won.lead.endswith("its test error")
+    assert won.lead == "quick has 1.22× the test error of base"
 
 
 def test_the_table_has_the_error_with_its_interval(tmp_path: Path) -> None:
@@ -87,6 +87,9 @@ def test_the_page_shows_error_and_time_side_by_side(tmp_path: Path) -> None:
     assert "Geometric mean of the test error against the baseline's, seed by seed" in page
     assert "Test error against the baseline: blue is lower" in page
     assert "test_error: text-len128@abcdef01" in page
+    assert "Data <b>text</b>: made for this test" in page
+    quick = (tmp_path / "site" / "contender" / "mixing" / "quick.html").read_text()
+    assert '<th scope="col">Test error against baseline</th><th scope="col">Slowdown of a step</th>' in quick
 
 
 def test_the_export_names_the_data(tmp_path: Path) -> None:
@@ -120,6 +123,38 @@ def test_an_error_of_nought_has_no_ratio(tmp_path: Path) -> None:
     rows = {row.contender: row for row in load(tmp_path).rows}
     assert rows["fast"].rank is None
     assert rows["fast"].metrics["test_error"] == Metric(0.0, "ratio", (0.0, 0.0), 2)
+
+
+def test_a_seed_without_an_error_is_not_left_out(tmp_path: Path) -> None:
+    told = msgspec.structs.replace(note("mixing"), quality="test_error")
+    write(tmp_path, [run(), told, trained("base", [0.1] * 4), trained("fast", [0.0, 0.0, 0.2, 0.2])])
+    rows = {row.contender: row for row in load(tmp_path).rows}
+    assert "test_error_ratio" not in rows["fast"].metrics
+
+
+def test_runs_that_differ_beyond_belief_have_no_ratio(tmp_path: Path) -> None:
+    told = msgspec.structs.replace(note("mixing"), quality="test_error")
+    write(tmp_path, [run(), told, trained("base", [1e-11, 1e14]), trained("fast", [1e14, 1e-11])])
+    rows = {row.contender: row for row in load(tmp_path).rows}
+    assert "test_error_ratio" not in rows["fast"].metrics
+    assert render(tmp_path, tmp_path / "site").made
+
+
+def test_what_some_runs_did_not_reach_is_no_number_of_the_row(tmp_path: Path) -> None:
+    told = msgspec.structs.replace(note("mixing"), quality="test_error")
+    cell = trained("base", [0.1, 0.2])
+    reached = {"seconds_to_target_s": Metric(4.0, "s", None, 1)}
+    samples = cell.samples | {"seconds_to_target_s": [4.0, None]}
+    write(tmp_path, [run(), told, msgspec.structs.replace(cell, metrics=cell.metrics | reached, samples=samples)])
+    (row,) = load(tmp_path).rows
+    assert "seconds_to_target_s" not in row.metrics
+    assert "test_error" in row.metrics
+
+
+@pytest.mark.parametrize("quality", ["slowdown", "latency_s", "error", "test_error_ratio"])
+def test_a_quality_is_no_number_of_every_cell(quality: str) -> None:
+    with pytest.raises(ValueError, match="is a number that every cell has"):
+        check_record(msgspec.structs.replace(note("mixing"), quality=quality))
 
 
 def test_line_of_a_row_without_quality_is_empty(tmp_path: Path) -> None:

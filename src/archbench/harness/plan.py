@@ -35,8 +35,8 @@ class Plan:
 def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place, minutes: float | None = None) -> Plan:
     """Which cells ``TRACK[/CONTENDER]`` targets and ``--case`` slugs mean on this place.
 
-    Where nothing is named, tracks that take long are left out: as long as all the rest. With ``minutes`` the plan is cut
-    to what should fit into them. Raises UnknownName, and ValueError where nothing is left to measure or a track names
+    Where nothing is named, tracks that take long are left out. With ``minutes`` the plan is cut to what should fit into
+    them. Raises UnknownName, and ValueError where nothing is left to measure or a track names
     a case badly.
     """
     chosen: dict[str, tuple[str, ...]] = {}
@@ -47,6 +47,8 @@ def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place, minutes
         track = load_track(name)
         slugs, usable = parameters(track)
         known |= set(slugs)
+        if track.on_request and minutes is not None and targets:
+            raise ValueError(f"{name} takes {track.on_request}, and no few minutes are enough: leave --within out")
         if track.on_request and not targets and not cases:
             left_out.append(f"{name}: takes {track.on_request}; archbench run {name} measures it")
             continue
