@@ -26,7 +26,7 @@ from archbench.models._data import fingerprint as fingerprints
 from archbench.models._data._images import Images
 from archbench.models._data._text import Text, part
 from archbench.models._data.batches import Augment, Batches, Prefetch, Windows
-from archbench.names import unknown
+from archbench.names import is_safe_name, unknown
 
 __all__ = [
     "Augment",
@@ -44,7 +44,8 @@ __all__ = [
 ]
 
 PACKAGED_TEXTS = ("text", "cpython")
-KNOWN = {*hub.REPOSITORIES, *packaged.IMAGES, *PACKAGED_TEXTS, shapes.NAME}
+KNOWN_IMAGES = {*hub.REPOSITORIES, *packaged.IMAGES, shapes.NAME}  # no text is taken for one of these
+KNOWN = {*KNOWN_IMAGES, *PACKAGED_TEXTS}
 
 
 def load(name: str, split: str = "train", *, max_corrupt: float = 0.01) -> Images | Text:
@@ -53,11 +54,16 @@ def load(name: str, split: str = "train", *, max_corrupt: float = 0.01) -> Image
     Images that cannot be decoded are replaced while they are at most ``max_corrupt`` of the set, below 1.
     Raises DataMissing when the set is nowhere, BadData when it is there and cannot be used.
     """
+    if not is_safe_name(name):
+        raise BadData(
+            f"{name!r:.60} is no name of a data set: expected 1 to 100 letters, digits, spaces and . _ + -, the first "
+            "a letter or digit"
+        )
     if split not in SPLITS:
         raise BadData(f"split {split!r} of {name}: expected one of {', '.join(SPLITS)}")
     if not 0 <= max_corrupt < 1:
         raise BadData(f"max_corrupt={max_corrupt}: expected a share from 0 up to, not including, 1")
-    if (text := folder.find_text(name)) is not None:
+    if name not in KNOWN_IMAGES and (text := folder.find_text(name)) is not None:
         return as_text(name, split, "folder", *text)
     if name in PACKAGED_TEXTS:
         return as_text(name, split, "package", *packaged.packaged_text())
@@ -108,7 +114,10 @@ def find_images(name: str, split: str) -> Rows:
     looked = [f"folder: {folder.searched(name)}"]
     own = f"put it into ${folder.VARIABLE}/{name}/ (layouts: docs/data.md)"
     if name not in KNOWN:
-        raise DataMissing(f"{unknown('data set', name, KNOWN)}. {looked[0]}: for a set of your own, {own}")
+        lower = name.lower()
+        known_as = f"unknown data set {name!r}: did you mean {lower!r}?" if lower in KNOWN else None
+        told = known_as or unknown("data set", name, KNOWN)
+        raise DataMissing(f"{told}. {looked[0]}: for a set of your own, {own}")
     if name in hub.REPOSITORIES:
         try:
             stored, told, arrow = hub.fetch(name, split)

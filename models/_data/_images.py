@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 CHUNK = 256  # rows a thread decodes at a time
 LOOKED_AT = 64  # images whose headers say whether the set is grey
 LARGEST_BYTES = 8 << 30  # of a set decoded at once
+DECODING = 2  # counts up when the same file gives other pixels, so that kept sets are decoded again
 
 
 def cannot_decode() -> tuple[type[Exception], ...]:
@@ -135,8 +136,9 @@ class Images:
         raise AssertionError("max_corrupt is below 1")
 
     def _count(self, row: int, error: Exception) -> None:
+        reason = (isinstance(error, OSError) and error.strerror) or error  # without the path, which the place has
         with self._lock:
-            self.corrupt[row] = f"{self._rows.place(row)}: {error}"
+            self.corrupt[row] = f"{self._rows.place(row)}: {reason}"
             if len(self.corrupt) > self.max_corrupt * len(self):
                 raise BadData(
                     f"{len(self.corrupt):,} of {len(self):,} images cannot be decoded, more than the allowed share of "
@@ -144,12 +146,20 @@ class Images:
                 ) from None
 
     def _opened(self, row: int) -> Any:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         image = self._rows.image(row)
         if isinstance(image, np.ndarray):
             return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        return Image.open(io.BytesIO(image))
+        try:
+            picture = Image.open(io.BytesIO(image))
+        except UnidentifiedImageError:  # its message is the address of a buffer
+            raise OSError(f"{len(image):,} bytes that are no image Pillow knows") from None
+        if picture.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
+            return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise OSError(f"pixels of mode {picture.mode}, whose range is not known; expected 8 or 16 bits")
+        return picture
 
     def _mode(self, row: int) -> str | None:
         try:
@@ -163,7 +173,7 @@ class Images:
             return None
         import PIL
 
-        return self._cache / f"{self.origin.fingerprint[:32]}-pillow{PIL.__version__}.npy"
+        return self._cache / f"{self.origin.fingerprint[:32]}-pillow{PIL.__version__}-{DECODING}.npy"
 
     def _decoded(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         mode = "L" if self.channels == 1 else "RGB"

@@ -6,7 +6,7 @@ images of any size are decoded, cropped and resized by threads while the step be
 
 B batch, C channels, H height, W width, T time; N images.
 
-Source: Szegedy et al., Going Deeper with Convolutions, 2014 (random resized crop); https://arxiv.org/abs/1409.4842
+Source: none; what is done to an image is in ``_augment``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from archbench.models._data import BadData
+from archbench.models._data._augment import CROP_TRIES, Augment, middle_box, random_box, shifted_and_flipped
 from archbench.models._data._draws import permutation, uniform
 from archbench.models._data._images import Images
 from archbench.models._data._text import Text
@@ -40,18 +40,6 @@ PUBLISHED = {
     ("imagenet-1k", 3): ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 NO_STATISTICS = (0.5, 0.25)  # for every other set: -2 to 2
-CROP_TRIES = 10  # as torchvision does, before it takes the middle
-MIDDLE = 224 / 256  # of the shorter side, in evaluation
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What training does to an image. The defaults do nothing to a set whose images have one size."""
-
-    flip: bool = False  # left and right, half of the time
-    padding: int = 0  # zeros around an image before a crop of its old size; without `size`
-    area: tuple[float, float] = (0.08, 1.0)  # of the image that a crop takes; with `size`
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height of a crop; with `size`
 
 
 class Steps:
@@ -83,7 +71,8 @@ class Batches:
     """``batches(step)``: images as float32 [B, C, H, W], normalised, and labels as int64 [B].
 
     Without ``size`` the set is decoded at once, and all its images need one size. With ``size`` images are decoded per
-    step by ``workers`` threads: random resized crops in training, the middle in evaluation. Raises BadData.
+    step by ``workers`` threads: random resized crops in training, the middle in evaluation.
+    Raises BadData, ValueError for options.
     """
 
     def __init__(
@@ -97,6 +86,9 @@ class Batches:
         size: int | None = None,
         workers: int | None = None,
     ) -> None:
+        for option, value in (("size", size), ("workers", workers)):
+            if value is not None and value < 1:
+                raise ValueError(f"{option}={value}: expected 1 or more, or None")
         self.images = images
         self.steps = Steps(len(images), batch, seed, train, images.origin.line)
         self.augment = augment or Augment()
@@ -179,46 +171,6 @@ class Batches:
         if self.steps.train and self.augment.flip and draws[-1] < 0.5:
             values_HWC = values_HWC[:, ::-1]
         return values_HWC.transpose(2, 0, 1)
-
-
-def shifted_and_flipped(
-    pixels_BCHW: NDArray[np.uint8], draws: NDArray[np.float64], augment: Augment
-) -> NDArray[np.uint8]:
-    """A crop of the padded image, and the mirror image for half of them."""
-    height, width = pixels_BCHW.shape[2:]
-    if augment.padding:
-        room = augment.padding
-        padded = np.pad(pixels_BCHW, ((0, 0), (0, 0), (room, room), (room, room)))
-        down, right = (draws[:, :2].T * (2 * room + 1)).astype(np.int64)
-        windows = sliding_window_view(padded, (height, width), axis=(2, 3))
-        pixels_BCHW = windows[np.arange(len(padded)), :, down, right]
-    if augment.flip:
-        mirrored = draws[:, 2] < 0.5
-        pixels_BCHW[mirrored] = pixels_BCHW[mirrored][..., ::-1]
-    return pixels_BCHW
-
-
-def random_box(width: int, height: int, draws: NDArray[np.float64], augment: Augment) -> tuple[int, int, int, int]:
-    """A crop of random area and shape at a random place: left, top, right, bottom."""
-    low, high = (math.log(value) for value in augment.ratio)
-    for area, ratio, x, y in draws[: 4 * CROP_TRIES].reshape(CROP_TRIES, 4):
-        target = width * height * (augment.area[0] + area * (augment.area[1] - augment.area[0]))
-        shape = math.exp(low + ratio * (high - low))
-        wide, tall = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
-        if 0 < wide <= width and 0 < tall <= height:
-            left, top = int(x * (width - wide + 1)), int(y * (height - tall + 1))
-            return left, top, left + wide, top + tall
-    # The image is far from square: the largest crop of an allowed shape, from the middle.
-    wide = min(width, round(height * augment.ratio[1]))
-    tall = min(height, round(width / augment.ratio[0]))
-    left, top = (width - wide) // 2, (height - tall) // 2
-    return left, top, left + wide, top + tall
-
-
-def middle_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = MIDDLE * min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
 
 
 class Windows:

@@ -42,9 +42,11 @@ def of_rows(rows: Rows) -> tuple[str, str]:
     files = rows.files if rows.folder is None else [f"{rows.folder}/{name}" for name in rows.names]
     if not files:
         return computed(rows, [])
-    stats = [os.stat(file) for file in files]
-    sizes = [stat.st_size for stat in stats]
-    key = digest([f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(files, stats, strict=True)])
+    stats = [size_and_time(file) for file in files]
+    sizes = [size for size, _ in stats]
+    lines = [f"{file} {size} {time_ns}" for file, (size, time_ns) in zip(files, stats, strict=True)]
+    # A test split's labels are numbered by the train split's folders, which are not among its own files.
+    key = digest([*lines, hashlib.blake2b(label_bytes(rows), digest_size=32).hexdigest()])
     kept = cache_folder("fingerprints") / f"{key}.json"
     try:
         fingerprint, encodings = json.loads(kept.read_text(encoding="utf-8"))
@@ -54,6 +56,19 @@ def of_rows(rows: Rows) -> tuple[str, str]:
         whole.write_text(json.dumps([fingerprint, encodings]), encoding="utf-8")
         whole.replace(kept)
     return fingerprint, encodings
+
+
+def size_and_time(file: str | Path) -> tuple[int, int]:
+    """A file's size and time in ns; -1 and 0 for one that is not there, as behind a dangling link."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return -1, 0  # told as unreadable, and counted when it is decoded
+    return stat.st_size, stat.st_mtime_ns
+
+
+def label_bytes(rows: Rows) -> bytes:
+    return np.ascontiguousarray(rows.labels, dtype="<i8").tobytes()
 
 
 def digest(lines: list[str]) -> str:
@@ -76,7 +91,7 @@ def computed(rows: Rows, sizes: list[int]) -> tuple[str, str]:
         seen[encoding] += 1
         hashed.update(b"%d\0" % len(content))
         hashed.update(content)
-    hashed.update(np.ascontiguousarray(rows.labels, dtype="<i8").tobytes())
+    hashed.update(label_bytes(rows))
     for texts in rows.captions:
         hashed.update("\0".join(texts).encode("utf-8") + b"\n")
     told = ", ".join(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from archbench.models._data import _draws
-from archbench.models._data.batches import random_box
+from archbench.models._data._augment import random_box
 from archbench.models.data import Augment, Batches, Images, Prefetch, Text, Windows, load_images, load_text
 from data_files import file_bytes, only_source, pixels, write_folder, write_parquet
 
