@@ -189,3 +189,16 @@ def test_batches_of_no_size_or_by_nobody_are_refused(top: Path, options: dict[st
 def test_augmentations_that_cannot_be_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Augment(**options)
+
+
+# --- the pages
+
+
+def test_the_snippet_of_the_page_on_training_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="the snippet trains on the digits of the package scikit-learn")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # it writes a checkpoint
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["history"].scalars()["test_error"] < 0.2
+    assert (tmp_path / "run.pt").is_file()
