@@ -23,9 +23,10 @@ from archbench.models._data import (
     shapes,
 )
 from archbench.models._data import fingerprint as fingerprints
+from archbench.models._data._augment import Augment
 from archbench.models._data._images import Images
 from archbench.models._data._text import Text, part
-from archbench.models._data.batches import Augment, Batches, Prefetch, Windows
+from archbench.models._data.batches import Batches, Prefetch, Windows
 from archbench.names import is_safe_name, unknown
 
 __all__ = [
