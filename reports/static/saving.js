@@ -17,17 +17,17 @@ const saving = ({ data, at, text, metric, printed, command, rankText }) => {
     const plain = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
     return /[",\n\r]/.test(plain) ? `"${plain.replace(/"/g, '""')}"` : plain;
   };
+  const quality = (i) => {
+    const name = text("quality", i), low = metric(name, i, "lo");
+    if (metric(name, i) === null) return "";
+    const ends = low === null ? "" : ` (${significant(low)}-${significant(metric(name, i, "hi"))})`;
+    return `${name.replaceAll("_", " ")} ${significant(metric(name, i))}${ends}`;
+  };
   const writers = {
     json: (rows) => `${JSON.stringify({ view: true, rows: rows.map(asRow) }, null, 1)}\n`,
     csv: (rows) => {
       const header = ["machine", "commit", "track", "case", "contender", "status", "reason", "rank_lo", "rank_hi", "baseline"];
       for (const name of names) header.push(name, `${name}_ci_lo`, `${name}_ci_hi`, `${name}_n`, `${name}_unit`);
-      const quality = (i) => {
-        const name = text("quality", i), low = metric(name, i, "lo");
-        if (metric(name, i) === null) return "";
-        const ends = low === null ? "" : ` (${significant(low)}-${significant(metric(name, i, "hi"))})`;
-        return `${name.replaceAll("_", " ")} ${significant(metric(name, i))}${ends}`;
-      };
       const lines = rows.map((i) => {
         const row = asRow(i);
         const line = [row.machine, row.commit, row.track, row.case, row.contender, row.status, row.reason, ...(row.rank || [null, null]), row.baseline];
