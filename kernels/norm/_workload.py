@@ -156,9 +156,15 @@ SUM_EPS = {"fp64": 2.0**-46, "fp32": 2.0**-23, "bf16": 2.0**-23}
 #   spacing each. Two spacings of the terms' magnitudes bound that.
 # - A mean in single precision is off by half a spacing of itself, and the normalised values by that over their
 #   deviation: the condition. weight / deviation * x + (bias - ...) rounds three numbers of that size. Eight spacings.
-# - Gradients of weight and bias add up as many terms as a channel has elements, of both signs. Added one after another,
-#   single precision is off by sqrt(terms) / 3 spacings of the sum's standard deviation, at worst.
+# - Sums are long: a set's statistics, and the gradients of weight and bias over a channel. Added one after another,
+#   single precision is off by sqrt(terms) / 3 spacings of the largest partial sum, at worst: of terms of both signs
+#   that is the sum's standard deviation or what it comes to, whichever is more; of squares it is the sum itself.
 ROUNDINGS, CONDITIONED = 2.0, 8.0
+
+
+def one_by_one(terms: float) -> float:
+    """How much larger than a rounding the error of a sum of so many terms may be, in units of ``CONDITIONED``."""
+    return 1 + math.sqrt(terms) / 16
 
 
 def bounds(case: NormCase, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -169,13 +175,15 @@ def bounds(case: NormCase, *inputs: Tensor) -> tuple[Tensor, ...]:
     seen, dims = sets_of(case, x)
     of = statistics(case, x, running)
     condition = 1 + of.mean.abs() / of.deviation
+    long = one_by_one(seen.numel() / of.var.numel())
     normal = (seen - of.mean) / of.deviation
     w = per_channel(case, weight).abs()
-    y = result * w * normal.abs().reshape(case.shape) + sums * w * condition.expand_as(seen).reshape(case.shape)
+    off = sums * (condition + (long - 1) * normal.abs())  # a mean's error, and a variance's: it grows with the distance
+    y = result * w * normal.abs().reshape(case.shape) + w * off.reshape(case.shape)
     found = [y + result * per_channel(case, inputs[2].double()).abs() if case.bias else y]
     if case.kind == "batch_train":
-        found += [sums * (running[0].abs() + of.mean.abs().flatten())]
-        found += [sums * (running[1] + (of.var * condition).flatten())]
+        found += [sums * (running[0].abs() + (of.mean.abs() + long * of.var.sqrt()).flatten())]
+        found += [sums * (running[1] + long * (of.var * condition).flatten())]
     if case.backward:
         dy = inputs[-1].double()
         slope = sets_of(case, dy * per_channel(case, weight))[0]
@@ -186,7 +194,7 @@ def bounds(case: NormCase, *inputs: Tensor) -> tuple[Tensor, ...]:
         reach = typical * (1 + normal.abs())
         # Products that are rounded before they are summed leave 1 / sqrt(count) of a rounding in a mean.
         terms = slope.abs() + offset.abs() + (normal * tilt).abs() + reach / math.sqrt(seen.numel() / of.var.numel())
-        dx = (result * terms + sums * condition * (terms + reach)) / of.deviation
+        dx = (result * terms + sums * long * condition * (terms + reach)) / of.deviation
         found += [dx.reshape(case.shape), *_bounds_of_sums(case, dy, normal, sums * condition, result)]
     return tuple(found)
 
@@ -196,12 +204,13 @@ def _bounds_of_sums(
 ) -> tuple[Tensor, ...]:
     """Of dweight, and of dbias where there is one."""
     over = (0, 1) if dy.dim() == 3 else (0, 2, 3)
-    one_by_one = 1 + math.sqrt(case.elements / case.channels) / 16
-    sums = CONDITIONED * SUM_EPS[case.dtype] * one_by_one
-    lever = (conditioned * one_by_one * (1 + normal.abs())).reshape(case.shape)
+    long = one_by_one(case.elements / case.channels)
+    sums = CONDITIONED * SUM_EPS[case.dtype] * long
+    lever = (conditioned * long * (1 + normal.abs())).reshape(case.shape)
     rounded = result if case.dtype == "bf16" else 0.0  # the gradient of a weight that was rounded to x's dtype
-    dweight = (dy * lever).square().sum(over).sqrt() + rounded * (dy * normal.reshape(case.shape)).sum(over).abs()
-    dbias = sums * dy.square().sum(over).sqrt() + rounded * dy.sum(over).abs()
+    whole = (dy * normal.reshape(case.shape)).sum(over).abs()
+    dweight = (dy * lever).square().sum(over).sqrt() + (sums + rounded) * whole
+    dbias = sums * dy.square().sum(over).sqrt() + (sums + rounded) * dy.sum(over).abs()
     return (dweight, dbias) if case.bias else (dweight,)
 
 
