@@ -249,8 +249,8 @@ values whose variance of 1e-6 is below epsilon. Answers are compared element by 
 the same inputs, and the bound of an element grows with the condition of its set, |mean| / sqrt(variance + epsilon).
 
 Some questions are missing because torch's own answer fails here: on CPUs layer_norm in bf16 adds up the gradients of
-weight and bias in bf16 (2 % off after 400 tokens), and group_norm of channels-last images forms its variance as
-mean(x^2) - mean(x)^2 in single precision."""
+weight and bias in bf16 (2 % off after 400 tokens), group_norm of channels-last images forms its variance as
+mean(x^2) - mean(x)^2 in single precision, and batch_norm of channels-last images adds up a channel value by value."""
 
 TRACK: Track[NormCase] = Track(
     name="norm",
