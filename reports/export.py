@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from archbench.cells import Metric
 from archbench.formatting import quantity, ratio, seconds, significant
 from archbench.reports.load import Problem
 from archbench.reports.row import Row
@@ -91,12 +92,16 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _quality(row: Row) -> str:
-    metric = row.metrics.get(row.quality)
+def with_interval(metric: Metric | None) -> str:
+    """``0.312 (0.301-0.323)``."""
     if metric is None:
         return ""
-    ends = f" ({significant(metric.ci[0])}-{significant(metric.ci[1])})" if metric.ci else ""
-    return f"{row.quality_name} {significant(metric.value)}{ends}"
+    text = quantity(metric.value, metric.unit)
+    return f"{text} ({significant(metric.ci[0])}-{significant(metric.ci[1])})" if metric.ci else text
+
+
+def _quality(row: Row) -> str:
+    return f"{row.quality_name} {with_interval(row.metrics.get(row.quality))}" if row.quality in row.metrics else ""
 
 
 def rank_text(rank: Sequence[int] | None) -> str:

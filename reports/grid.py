@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from archbench.cells import Metric, Scalar
-from archbench.formatting import quantity, ratio, seconds, significant
+from archbench.formatting import quantity, ratio, seconds
 from archbench.reports.charts import RatioScale
-from archbench.reports.export import rank_text
+from archbench.reports.export import rank_text, with_interval
 from archbench.reports.row import Row, is_rankable
 
 HTML_ROWS = 100
@@ -83,14 +83,6 @@ class Grid:
 def text_of(metrics: Mapping[str, Metric], name: str) -> str:
     metric = metrics.get(name)
     return "" if metric is None else quantity(metric.value, metric.unit)
-
-
-def with_interval(metric: Metric | None) -> str:
-    """``0.312 (0.301-0.323)``."""
-    if metric is None:
-        return ""
-    text = quantity(metric.value, metric.unit)
-    return f"{text} ({significant(metric.ci[0])}-{significant(metric.ci[1])})" if metric.ci else text
 
 
 def percent(share: float | None) -> str:

@@ -137,9 +137,7 @@ class Training:
 
     def __init__(self, case: ResNetCase, network: Factory) -> None:
         self.case, self.network = case, network
-        train, _ = of(case)
-        if case.batch > len(train):
-            raise Unavailable(f"{train.origin.line}: fewer than a batch of {case.batch}")
+        of(case)  # missing data is said before anything is timed
         self._step: Step | None = None
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
