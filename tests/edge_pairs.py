@@ -1,0 +1,118 @@
+"""Two contenders of ``edge_llm`` in fresh processes, one after the other in random order, as many pairs as asked.
+
+A process has a speed of its own (where its memory lies, who its neighbours are), so repetitions inside one say little
+about the next: here every time is a process that loads the model, makes one pass unseen and times some. The ratio of a
+pair is what counts; both sides saw the same minute. A path in a contender's place is a ``llama-bench``, which is asked
+for the same case. Run by hand, it is no part of the test suite:
+
+    python tests/edge_pairs.py llama_cpp /path/to/llama-bench --case smollm2_135m-q4_0-tg128 --pairs 7
+    python tests/edge_pairs.py ort_fused llama_cpp --case tinyllama_1b1_random-q4_0-tg32-t1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from statistics import median
+
+from archbench.discovery import load_contender
+from archbench.hardware.cpu import usable_cores
+from archbench.models.edge_llm import TRACK, EdgeCase
+from archbench.models.edge_llm._artefacts import path
+from archbench.stats import hodges_lehmann
+
+SLUG = re.compile(
+    r"(?P<model>\w+)-(?P<weights>\w+)-(?P<phase>pp|tg)(?P<tokens>\d+)"
+    r"(-d(?P<depth>\d+))?(-kv-(?P<kv>\w+))?(-t(?P<threads>\d+))?"
+)
+
+
+def case_of(slug: str) -> EdgeCase:
+    """The case of a slug, of the track's lists or not. Raises ValueError."""
+    match = SLUG.fullmatch(slug)
+    if not match:
+        raise ValueError(f"{slug!r} is no case: MODEL-WEIGHTS-ppN or -tgN, then -dN, -kv-KIND and -tN where wanted")
+    words = {name: value for name, value in match.groupdict().items() if value is not None}
+    numbers = {name: int(words.pop(name)) for name in ("tokens", "depth", "threads") if name in words}
+    return EdgeCase(**words, **numbers)
+
+
+def timed(contender: str, case: EdgeCase, calls: int) -> list[float]:
+    """Seconds per token of each call, in this process."""
+    found = load_contender(TRACK.name, contender)
+    if found.entry is None:
+        raise SystemExit(f"{contender}: {found.reason}")
+    work = TRACK.workload(case, found.entry.build(case))
+    inputs = [TRACK.make_inputs(case, seed, "cpu") for seed in range(calls + 1)]
+    work(*inputs.pop())
+    seconds = []
+    for one in inputs:
+        start = time.perf_counter()
+        work(*one)
+        seconds.append((time.perf_counter() - start) / case.tokens)
+    return seconds
+
+
+def command(name: str, case: EdgeCase, calls: int) -> list[str]:
+    """What measures one side in a process of its own."""
+    if os.sep not in name:
+        return [sys.executable, __file__, name, "--case", case.slug, "--calls", str(calls)]
+    asked = {"pp": case.tokens if case.phase == "pp" else 0, "tg": case.tokens if case.phase == "tg" else 0}
+    threads = case.threads or usable_cores()
+    options = {"-p": asked["pp"], "-n": asked["tg"], "-d": case.depth, "-t": threads, "-r": calls, "-o": "json"}
+    options |= {"-m": path(case.model, case.weights), "-ctk": case.kv, "-ctv": case.kv}
+    return [name, *(str(word) for option in options.items() for word in option)]
+
+
+def fresh(name: str, case: EdgeCase, calls: int) -> float:
+    """The median seconds per token of a new process."""
+    done = subprocess.run(command(name, case, calls), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+    answer = json.loads(done.stdout)
+    if os.sep in name:
+        return median(ns / 1e9 / case.tokens for ns in answer[0]["samples_ns"])
+    return median(answer)
+
+
+def pairs(names: tuple[str, str], case: EdgeCase, count: int, calls: int) -> None:
+    short = [os.path.basename(name) for name in names]
+    logs = []
+    for number in range(1, count + 1):
+        busy = os.getloadavg()[0]
+        order = random.sample((0, 1), 2)
+        seconds = {side: fresh(names[side], case, calls) for side in order}
+        logs.append(math.log(seconds[0] / seconds[1]))
+        sides = ", ".join(f"{short[side]} {seconds[side] * 1e3:.3f} ms" for side in (0, 1))
+        print(f"pair {number}: {sides}, ratio {math.exp(logs[-1]):.4f}, load {busy:.1f}", flush=True)
+    interval = hodges_lehmann(logs).exp()
+    print(
+        f"{case.slug}: seconds per token of {short[0]} over {short[1]}, median {math.exp(median(logs)):.4f}, "
+        f"95 % interval of the centre [{interval.lo:.4f}, {interval.hi:.4f}], {count} pairs"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", help="two contenders; one: its seconds per token in this process, as JSON")
+    parser.add_argument("--case", required=True, type=case_of, help="a slug; sizes may be others than the track's")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=5, help="timed passes of a process")
+    asked = parser.parse_args()
+    if len(asked.names) == 1:
+        print(json.dumps(timed(asked.names[0], asked.case, asked.calls)))
+    elif len(asked.names) == 2:
+        pairs((asked.names[0], asked.names[1]), asked.case, asked.pairs, asked.calls)
+    else:
+        parser.error("one contender or two")
+
+
+if __name__ == "__main__":
+    main()
