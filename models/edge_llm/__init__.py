@@ -208,5 +208,7 @@ TRACK = Track(
     protocol="inference",
     item="token",
     items=lambda case: case.tokens,
+    rereads=EdgeCase.passes,
+    data=artefacts.data,
     on_request="40 minutes",
 )

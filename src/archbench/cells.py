@@ -118,6 +118,7 @@ class TrackNote(msgspec.Struct, frozen=True, tag_field="record", tag="track", kw
     cases: dict[str, dict[str, Scalar]]
     contenders: dict[str, ContenderNote]
     quality: str = ""  # the metric that ranks, where it is not the time: "test_error"
+    item: str = "call"  # what times and energy are per: "token"
     notes: str = ""  # CommonMark with $formulas$
     derivation: str = ""  # the mathematics of the track, the same
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
+from archbench.cells import Data
+
 Device = Literal["cpu", "cuda"]
 Call = Callable[..., Any]
 
@@ -122,6 +124,18 @@ def _everywhere(case: Any, place: Place) -> str | None:
     return None
 
 
+def _one(case: Any) -> int:
+    return 1
+
+
+def _none(case: Any) -> int:
+    return 0
+
+
+def _no_data(case: Any) -> Data | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Track(Generic[CaseT]):
     """One question. ``version`` is the series: raise it when old and new numbers no longer compare."""
@@ -137,6 +151,10 @@ class Track(Generic[CaseT]):
     workload: Callable[[CaseT, Call], Call] = _call_itself  # wraps the contender's call: adds the backward pass, say
     skip: Callable[[CaseT, Place], str | None] = _everywhere  # why a case is not measured at a place, or None
     timing: Timing = field(default_factory=Timing)
+    item: str = "call"  # what latency_s and energy_j are per: "token"
+    items: Callable[[CaseT], int] = _one  # how many of them one call of a case is
+    rereads: Callable[[CaseT], int] = _none  # how often one call reads all its bytes though a pass before it did
+    data: Callable[[CaseT], Data | None] = _no_data  # what a case is measured on, where that is not drawn from the seed
     protocol: str = "duel"  # a measuring protocol of archbench.harness.protocols
     quality: str = ""  # a metric of its training runs (a fraction, lower is better) that ranks in the time's place
     on_request: str = ""  # "25 minutes": a track that takes so long is measured where it is named, never else

@@ -28,6 +28,7 @@ class Examiner:
     contender: Contender[Any]
     work: Call
     device: Device
+    name: str  # of the contender
 
     def ask_once(self, seed: int) -> float:
         """One question with fresh inputs; the relative error. Raises Wrong."""

@@ -108,7 +108,7 @@ def examiner(track: Track[Any], case: Any, loaded: Loaded, place: Place) -> Exam
     if not callable(call):
         raise Refused("crashed", f"build() returned a {type(call).__name__}, not a call")
     work: Call = settle(lambda: track.workload(case, call))
-    return Examiner(track, case, entry, work, place.device)
+    return Examiner(track, case, entry, work, place.device, loaded.contender)
 
 
 def preload(track: Track[Any]) -> None:
@@ -161,8 +161,8 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
     entry = load_contender(track.name, contender).entry
     # The case's operations are those of the track's question: they bind nobody who answers another one.
     comparable = entry is not None and entry.differs is None
-    limit = floor(case, bench.ceilings, bench.cache_bytes) if comparable else None
-    fraction = limit.seconds / found.latency_s if limit else None
+    limit = floor(case, bench.ceilings, bench.cache_bytes, track.rereads(case)) if comparable else None
+    fraction = limit.seconds / (found.latency_s * track.items(case)) if limit else None
     if limit and fraction and fraction > IMPOSSIBLE_ABOVE:
         reason = f"{fraction:.0%} of the measured {limit.kind} ceiling: no number is given"
         return cell("impossible", reason, duel=None)
@@ -177,7 +177,7 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
         duel=found.duel,
         series=found.series | study.series,
         samples=study.samples,
-        data=study.data,
+        data=study.data or track.data(case),
         limit_fraction=fraction,
         limit_kind=limit.kind if limit else None,
         energy_trust="measured" if "energy_j" in found.metrics else None,
@@ -236,9 +236,10 @@ def _measure(
     # The least of three: what other threads of the process touch meanwhile only ever adds.
     peaks = [float(settle(lambda: peak(lambda: asked.work(*inputs)))) for _ in range(3)]
     extra["peak_bytes"] = Metric(value=min(peaks), unit="B", n=len(peaks))
-    energy = settle(lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s))
+    items = track.items(case)
+    energy = settle(lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s * items))
     if energy is not None:
-        extra["energy_j"] = Metric(value=energy, unit="J")
+        extra["energy_j"] = Metric(value=energy / items, unit="J")
     study: Study = settle(lambda: STUDIES[track.protocol](asked)) if track.protocol in STUDIES else NONE
     settle(intact)
     return replace(found, metrics=found.metrics | extra, error=error), study

@@ -2,8 +2,9 @@
 
 The floor of a call is the larger of its operations over the matrix rate and its bytes over the bandwidth.
 The matrix rate of a case is the best measured for its dtype *or any wider one*: converting up is always
-allowed, converting down loses the answer. The bandwidth floor only counts when the bytes of one call exceed the
-last-level cache: smaller inputs may be served from it, and no memory limit holds there.
+allowed, converting down loses the answer. The bandwidth floor only counts when the bytes of one pass over the inputs
+exceed the last-level cache: smaller ones may be served from it, and no memory limit holds there. Where a pass reads
+what a pass before it has read (a model's weights, token after token), at most one cache full of it is still there.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def best(ceilings: Sequence[Ceiling], name: str, threads: int | None, dtypes: Se
     return max((c.value for c in matching), default=None)
 
 
-def floor(case: Case, ceilings: Sequence[Ceiling], cache_bytes: int) -> Floor | None:
-    """The floor of a case on a machine, or None where nothing is known.
+def floor(case: Case, ceilings: Sequence[Ceiling], cache_bytes: int, rereads: int = 0) -> Floor | None:
+    """The floor of one call of a case on a machine, or None where nothing is known.
 
     fp32 on CUDA may run on TF32 units, which are not part of ``fp32``: tracks that allow it carry dtype "tf32".
     """
@@ -56,6 +57,6 @@ def floor(case: Case, ceilings: Sequence[Ceiling], cache_bytes: int) -> Floor | 
     bandwidth = max(
         (b for b in (best(ceilings, n, case.threads, (None,)) for n in ("read", "copy")) if b), default=None
     )
-    if moved and bandwidth and moved > cache_bytes:
-        candidates.append(Floor(moved / bandwidth, "bandwidth"))
+    if moved and bandwidth and moved / max(rereads, 1) > cache_bytes:
+        candidates.append(Floor((moved - rereads * cache_bytes) / bandwidth, "bandwidth"))
     return max(candidates, key=lambda f: f.seconds, default=None)

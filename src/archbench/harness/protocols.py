@@ -2,6 +2,7 @@
 
 ``duel``: the call is short and repeatable, so contender and baseline alternate in blocks under the paired clock.
 ``training``: one optimizer step is such a call; afterwards whole runs are made, one for each seed.
+``inference``: a pass over a model is such a call; afterwards a process of its own loads it and makes one.
 
 A protocol's timed part (``PROTOCOLS``) turns a ``Setting`` into ``Findings`` and may be asked again where the machine
 was crowded; its study (``STUDIES``), if it has one, is long, is made once, and yields what no clock shows.
@@ -16,10 +17,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from archbench.cells import Duel, Metric
 from archbench.checks import Wrong
 from archbench.hardware.clock import Audit, LateWork, fight
 from archbench.hardware.timers import Inputs, Timer, timer_for
+from archbench.harness.fresh import load
 from archbench.harness.gate import Examiner
 from archbench.harness.pool import Pool
 from archbench.harness.study import Study, train
@@ -47,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a protocol found out. ``latency_s`` is what the physics gate looks at."""
+    """What a protocol found out. ``latency_s``, seconds per item, is what the physics gate looks at."""
 
     metrics: dict[str, Metric]
     latency_s: float
@@ -129,6 +133,7 @@ def duel(setting: Setting, timer: Timer | None = None) -> Findings:
     error = kept.error()
     pool.check()
     check_threads(examiner.case.threads, blocks)
+    blocks = per_item(blocks, examiner.track.items(examiner.case))
     latency = median_interval(blocks.contender_s)
     return Findings(
         metrics={"latency_s": as_metric(latency, "s"), "slowdown": as_metric(ratio.exp(), "ratio")},
@@ -137,6 +142,12 @@ def duel(setting: Setting, timer: Timer | None = None) -> Findings:
         control=as_metric(hodges_lehmann(control_log_ratios(blocks)).exp(), "ratio"),
         duel=blocks,
     )
+
+
+def per_item(blocks: Duel, items: int) -> Duel:
+    """Blocks of a call that is several items, as seconds per item."""
+    names = ("contender_s", "baseline_s", "control_s", "contender_cpu_s")
+    return msgspec.structs.replace(blocks, **{name: [s / items for s in getattr(blocks, name)] for name in names})
 
 
 def check_threads(allowed: int | None, blocks: Duel) -> None:
@@ -151,5 +162,5 @@ def check_threads(allowed: int | None, blocks: Duel) -> None:
         raise Wrong(f"kept {median(busy):.2f} cores busy; the case allows {allowed} thread{'s' * (allowed > 1)}")
 
 
-PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel, "training": duel}
-STUDIES: dict[str, Callable[[Examiner], Study]] = {"training": train}
+PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel, "training": duel, "inference": duel}
+STUDIES: dict[str, Callable[[Examiner], Study]] = {"training": train, "inference": load}

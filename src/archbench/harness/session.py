@@ -119,6 +119,7 @@ def track_note(name: str, derivations: Path) -> TrackNote:
         cases={case.slug: dict(case.axes) for case in track.bench_cases},
         contenders=notes,
         quality=track.quality,
+        item=track.item,
         notes=track.notes,
         derivation=derivation.read_text(encoding="utf-8") if derivation.is_file() else "",
     )
