@@ -124,8 +124,12 @@ def grid(
     *,
     here: str | None = None,
     fixed: Sequence[str] = (),
+    item: str = "call",
 ) -> Grid:
-    """The table of ``rows`` in their order of reading: machine, case, rank. ``fixed`` columns are left out."""
+    """The table of ``rows`` in their order of reading: machine, case, rank.
+
+    ``fixed`` columns are left out; times and energy are per ``item``.
+    """
     place = {slug: i for i, slug in enumerate(cases)}
     ordered = sorted(
         rows,
@@ -151,11 +155,11 @@ def grid(
         lines.append(line(row, scale, group != before))
         before = group
     data = _columnar(ordered, cases) | {"strip": [scale.low, scale.high], "here": here}
-    columns = [column for column in _columns(rows) if column.key not in fixed]
+    columns = [column for column in _columns(rows, item) if column.key not in fixed]
     return Grid(caption, columns, lines, data, len(rows), scale.at(1.0))
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
+def _columns(rows: Sequence[Row], item: str) -> list[Column]:
     several = {name: len({value(row) for row in rows}) > 1 for name, value in TEXTS.items()}
     energy = any("energy_j" in row.metrics for row in rows)
     qualities = sorted({row.quality_name for row in rows if row.quality})
@@ -166,13 +170,13 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         Column("case", "Case"),
         Column("rank", "Rank", "interval of places: shared where nobody can tell"),
         Column("contender", "Contender"),
-        Column("time", "Time", "median seconds a call"),
+        Column("time", "Time", f"median seconds a {item}"),
         Column("slowdown", "Slowdown", "paired ratio to the baseline with its 95 % interval; lower is better"),
         Column("quality", (" or ".join(qualities) or "quality").capitalize(), "mean over the seeds", bool(qualities)),
         Column("limit", "Of limit", "share of what this machine was measured to be able to do", not qualities),
         Column("memory", "Memory", "peak bytes a call adds"),
         Column("error", "Error", "relative to the float64 reference", False),
-        Column("energy", "Energy", "joules a call, where there is a counter", energy),
+        Column("energy", "Energy", f"joules a {item}, where there is a counter", energy),
         Column("blocks", "Blocks", "paired blocks behind the slowdown", False),
         Column("status", "Status"),
         Column("repeat", "Repeat", "the command that measures the row again"),

@@ -78,7 +78,7 @@ def check_record(record: Record) -> None:
         for axes in record.cases.values():
             _few("axes of a case", len(axes), MAX_AXES)
             _facts(axes)
-        _short([record.question, record.version], MAX_TEXT)
+        _short([record.question, record.version, record.item], MAX_TEXT)
         _short([record.notes, record.derivation], MAX_ESSAY)
         for note in record.contenders.values():
             _short([note.summary, note.source, note.family, note.differs or ""], MAX_TEXT)

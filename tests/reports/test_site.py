@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from archbench.cells import Metric
@@ -225,3 +226,16 @@ def test_more_names_than_a_track_can_have_are_a_problem(tmp_path: Path) -> None:
     assert len(found.rows) == 500
     assert {"base", "fast"} <= {row.contender for row in found.rows}  # a file full of names displaces no other's
     assert "52 cells beyond" in found.problems[0].reason
+
+
+def test_a_page_says_what_its_times_are_per(tmp_path: Path) -> None:
+    def pages(item: str) -> str:
+        told = msgspec.structs.replace(note(), item=item)
+        write(tmp_path / item, [run(), told, cell("naive")])
+        return (render(tmp_path / item, tmp_path / f"site-{item}").index.parent / "track/attention.html").read_text()
+
+    token, call = pages("token"), pages("call")
+    assert "Times are per token." in token
+    assert "median seconds a token" in token
+    assert "Times are per" not in call
+    assert "median seconds a call" in call
