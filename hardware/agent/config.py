@@ -154,12 +154,16 @@ def _is_address(text: str) -> bool:
     return bool(text) and not text.startswith("-") and text.isprintable()
 
 
+def _is_branch(name: str) -> bool:
+    return _BRANCH.fullmatch(name) is not None and ".." not in name and "//" not in name
+
+
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "machine": (is_machine_name, "letters, digits and . _ + - only"),
     "repository": (_is_address, "an address or a folder"),
     "remote": (_is_address, "an address or a folder"),
-    "branch": (lambda name: _BRANCH.fullmatch(name) and ".." not in name and "//" not in name, "a branch's name"),
+    "branch": (_is_branch, "a branch's name"),
     "suites": (lambda names: names and not any(n.startswith("-") for n in names), "at least one TRACK"),
     "depth": _POSITIVE,
     "since": (
