@@ -97,6 +97,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def edge(session: nox.Session) -> None:
+    """Compile llama.cpp's bindings (minutes, once) and test the edge track with them."""
+    install(session)
+    session.env.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")  # no pictures: half of the time
+    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[edge]")
+    python(session, "-m", "pytest", "tests/models/edge_llm", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def gpu(session: nox.Session) -> None:
     """On a host with a GPU: gate, measurements, board and summary into a folder: nox -s gpu -- OUT."""
     install(session)
