@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import msgspec
 
+from archbench.hardware import pi
 from archbench.hardware.cgroup import read_text
 from archbench.names import slugify
 
@@ -16,39 +16,56 @@ _NO_BOARD = ("linux,dummy-virt", "QEMU")
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """A board by its device tree. ``firmware`` is its date and hash on a Raspberry Pi."""
+    """A board by its device tree. ``firmware`` and ``bootloader`` are date and hash on a Raspberry Pi."""
 
     model: str
     firmware: str = ""
+    bootloader: str = ""
     governor: str = ""
+    cooler: str = ""
+    throttled: str = ""  # what holds it back, and has since boot, in the firmware's bits: "0x50000"
+
+    @property
+    def is_raspberry_pi(self) -> bool:
+        return self.model.startswith("Raspberry Pi")
 
     @property
     def family(self) -> str:
         """``raspberry-pi-5`` for "Raspberry Pi 5 Model B Rev 1.0"; the model without its revision for others."""
-        pi = re.match(r"Raspberry Pi (\d+|Zero 2)", self.model)
-        if pi:
-            return f"raspberry-pi-{slugify(pi[1])}"
+        ours = re.match(r"Raspberry Pi (\d+|Zero 2)", self.model)
+        if ours:
+            return f"raspberry-pi-{slugify(ours[1])}"
         if "Orin Nano" in self.model:
             return "jetson-orin-nano"
         return slugify(re.sub(r"\bRev [\d.]+$|\bDeveloper Kit\b", "", self.model))
 
 
-def vcgencmd(*arguments: str) -> str:
-    """What the Raspberry Pi's firmware answers; empty on other machines and where it may not be asked."""
-    try:
-        done = subprocess.run(["vcgencmd", *arguments], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _firmware(root: Path) -> str:
-    """``2025/05/08 15:13:17 version 69471177``: when the firmware was built, and its commit."""
-    lines = vcgencmd("version").splitlines() if root == Path("/") else []
+def _built(output: str) -> str:
+    """``2025/05/08 15:13:17 version 69471177 (release) (embedded)`` of ``version`` and ``bootloader_version``."""
+    lines = output.splitlines()
     version = next((line for line in lines if line.startswith("version")), "")
-    if version:
-        return f"{lines[0]} {version}"
-    return read_text(root / "proc/device-tree/chosen/bootloader/version")
+    return f"{lines[0].strip()} {version}" if version else ""
+
+
+def _cooler(root: Path) -> str:
+    """The fan the kernel controls: ``pwm-fan`` is the Pi 5's. One that is merely plugged in is seen by nobody."""
+    kinds = [read_text(device / "type") for device in sorted((root / "sys/class/thermal").glob("cooling_device*"))]
+    return next((kind for kind in kinds if "fan" in kind), "")
+
+
+def fan_rpm(root: Path = Path("/")) -> int | None:
+    """Turns a minute of the first fan that has a counter, or None."""
+    for counter in sorted((root / "sys/class/hwmon").glob("hwmon*/fan1_input")):
+        text = read_text(counter)
+        if text.isdigit():
+            return int(text)
+    return None
+
+
+def governors(root: Path = Path("/")) -> list[str]:
+    """The frequency governors of all cores, each once."""
+    policies = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"))
+    return sorted(set(filter(None, map(read_text, policies))))
 
 
 def detect_board(root: Path = Path("/")) -> Board | None:
@@ -56,8 +73,13 @@ def detect_board(root: Path = Path("/")) -> Board | None:
     model = read_text(root / "proc/device-tree/model") or read_text(root / "sys/firmware/devicetree/base/model")
     if not model or model.startswith(_NO_BOARD):
         return None
+    kept = read_text(root / "proc/device-tree/chosen/bootloader/version")
+    bits = pi.throttle_bits()
     return Board(
         model=model,
-        firmware=_firmware(root),
-        governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        firmware=_built(pi.vcgencmd("version")) or kept,
+        bootloader=_built(pi.vcgencmd("bootloader_version")) or kept,
+        governor=", ".join(governors(root)),
+        cooler=_cooler(root),
+        throttled="" if bits is None else f"{bits:#x}",
     )

@@ -21,6 +21,7 @@ from archbench.hardware.board import Board, detect_board
 from archbench.hardware.cgroup import memory_limit, read_text
 from archbench.hardware.cpu import Cpu, linux_cpu, mac_cpu
 from archbench.hardware.gpu import Gpu, detect_gpus, why_torch_cannot
+from archbench.hardware.memory import in_words, page_bytes, swaps
 from archbench.names import is_safe_name, slugify
 from archbench.track import Device, Place
 
@@ -45,6 +46,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     cpu: Cpu
     memory_bytes: int  # fitted, as the kernel shows it
     memory_limit_bytes: int | None = None  # what the control group allows, where that is less
+    page_bytes: int | None = None
+    swap: str = ""  # kinds and sizes: "zram 2.00 GiB"
     gpus: tuple[Gpu, ...] = ()
     no_gpu_reason: str = ""
     board: Board | None = None
@@ -64,6 +67,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
             "cpu.isa": ", ".join(self.cpu.isa),
             "memory.bytes": self.memory_bytes,
             "memory.limit_bytes": self.memory_limit_bytes,
+            "memory.page_bytes": self.page_bytes,
+            "memory.swap": self.swap,
             "virtualization": self.virtualization,
             "os.name": self.os_name,
             "os.kernel": self.kernel,
@@ -76,11 +81,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
         if not self.gpus:
             facts["gpu"] = self.no_gpu_reason
         if self.board:
-            facts |= {
-                "board.model": self.board.model,
-                "board.firmware": self.board.firmware,
-                "board.governor": self.board.governor,
-            }
+            facts |= {f"board.{key}": value for key, value in msgspec.structs.asdict(self.board).items()}
         return {key: value for key, value in facts.items() if value not in ("", None)}
 
 
@@ -121,6 +122,8 @@ def detect(root: Path = Path("/")) -> Host:
         cpu=mac_cpu() if sys.platform == "darwin" and not recorded else linux_cpu(root),
         memory_bytes=memory,
         memory_limit_bytes=limit if limit is not None and limit < memory else None,
+        page_bytes=page_bytes(root),
+        swap=in_words(swaps(root)),
         gpus=gpus.visible,
         no_gpu_reason=gpus.reason,
         board=detect_board(root),

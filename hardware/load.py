@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,29 +12,16 @@ from typing import Any
 import psutil
 
 from archbench.cells import Scalar
-from archbench.hardware.board import vcgencmd
+from archbench.hardware import pi
+from archbench.hardware.board import fan_rpm
 from archbench.hardware.cgroup import read_text
 from archbench.hardware.gpu import detect_gpus, handle_of, open_nvml
 
 # Reasons that mean "slower than this card can be"; the power cap is how a GPU runs under load and is not one.
 _GPU_THROTTLE = {0x08: "hardware slowdown", 0x20: "too hot", 0x40: "too hot (hardware)", 0x80: "power brake"}
-_PI_THROTTLE = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-_SINCE_BOOT = 16  # bits 16 to 19 repeat bits 0 to 3 and stay set until the next boot
 _CPU_ZONES = ("x86_pkg_temp", "cpu", "soc")  # kinds of thermal zones that follow the CPU, best first
 # Share of the watched time a GPU may be held back by heat before its numbers are not its own any more.
 _HELD_BACK = 0.01
-
-
-def pi_bits(output: str) -> int:
-    """The bits of ``vcgencmd get_throttled``; 0 for anything else."""
-    match = re.fullmatch(r"throttled=0x([0-9a-fA-F]+)", output.strip())
-    return int(match[1], 16) if match else 0
-
-
-def pi_throttle(before: int, after: int) -> str:
-    """What holds a Raspberry Pi back at either end, or held it back in between, in words."""
-    newly = (after & ~before) >> _SINCE_BOOT
-    return ", ".join(text for bit, text in _PI_THROTTLE.items() if (before | after | newly) >> bit & 1)
 
 
 def gpu_throttle(reasons: int) -> str:
@@ -55,7 +41,10 @@ def cpu_temperature(root: Path = Path("/")) -> float | None:
 
 
 def cpu_clock(root: Path = Path("/")) -> float | None:
-    """Current clock of CPU 0 in hertz, or None."""
+    """Current clock of CPU 0 in hertz, or None. A Raspberry Pi's firmware knows it better than the kernel."""
+    measured = pi.clock_hz()
+    if measured is not None:
+        return measured
     text = read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     return int(text) * 1000.0 if text.isdigit() else None
 
@@ -118,6 +107,7 @@ def _now(root: Path, gpu: _GpuSensor | None) -> dict[str, Scalar]:
         "load1": round(os.getloadavg()[0], 2),
         "temperature_c": cpu_temperature(root),
         "cpu_clock_hz": cpu_clock(root),
+        "fan_rpm": fan_rpm(root),
         "gpu_temperature_c": gpu.temperature_c() if gpu else None,
         "gpu_clock_hz": gpu.clock_hz() if gpu else None,
     }
@@ -126,8 +116,8 @@ def _now(root: Path, gpu: _GpuSensor | None) -> dict[str, Scalar]:
 
 def snapshot(root: Path = Path("/"), nvml: Any = None) -> dict[str, Scalar]:
     """The machine at this moment: ``load1``, temperatures, clocks, ``throttle``; only what is available."""
-    gpu, bits = _sensor(nvml), pi_bits(vcgencmd("get_throttled"))
-    throttle = (gpu_throttle(gpu.reasons()) if gpu else "") or pi_throttle(bits, bits)
+    gpu = _sensor(nvml)
+    throttle = (gpu_throttle(gpu.reasons()) if gpu else "") or pi.in_words(pi.throttle_bits() or 0)
     return _now(root, gpu) | ({"throttle": throttle} if throttle else {})
 
 
@@ -136,7 +126,8 @@ class Watch:
 
     ``steal_fraction`` is the share of the machine's CPU time the hypervisor gave to others. ``other_cpu_fraction`` is
     the share that was busy outside this process and its children. Clocks and temperatures are those at the end.
-    ``throttle`` says in words what held the machine back in between; it is absent where nothing did.
+    ``throttle`` says in words what held the machine back in between; it is absent where nothing did. A Raspberry Pi is
+    asked every two seconds meanwhile, because the first slow-down since boot hides the next from what it notes.
     """
 
     def __init__(self, root: Path = Path("/"), nvml: Any = None) -> None:
@@ -144,7 +135,8 @@ class Watch:
         self._gpu = _sensor(nvml)
 
     def start(self) -> None:
-        self._pi = pi_bits(vcgencmd("get_throttled"))
+        self._pi = pi.Throttle()
+        self._pi.start()
         self._reasons = self._gpu.reasons() if self._gpu else 0
         self._held_back = self._gpu.held_back_s() if self._gpu else None
         self._times, self._own, self._wall = psutil.cpu_times(), tree_cpu_s(), time.monotonic()
@@ -159,7 +151,8 @@ class Watch:
         if total > 0:
             seen["steal_fraction"] = round(min(1.0, max(0.0, steal / total)), 4)
             seen["other_cpu_fraction"] = round(min(1.0, max(0.0, (total - idle - steal - own) / total)), 4)
-        throttle = self._gpu_throttle(wall) or pi_throttle(self._pi, pi_bits(vcgencmd("get_throttled")))
+        board = self._pi.stop()
+        throttle = self._gpu_throttle(wall) or board
         if throttle:
             seen["throttle"] = throttle
         return seen

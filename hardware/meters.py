@@ -9,14 +9,19 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
+from archbench.hardware import pi
+from archbench.hardware.board import detect_board
 from archbench.hardware.cgroup import read_text
 from archbench.hardware.gpu import detect_gpus, handle_of, open_nvml
 from archbench.track import Device
@@ -107,19 +112,35 @@ def _difference(before: float, after: float, wraps_at: float | None) -> float | 
     return after + wraps_at - before if wraps_at and wraps_at >= before else None
 
 
+class EnergyMeter(ABC):
+    """Says how much energy a block of code took.
+
+    ``trust`` is "measured" for a hardware counter of energy, "derived" for volts times amperes. ``window_s`` is how
+    long a block must last for the meter's step to be small beside it.
+    """
+
+    source: str
+    trust: Literal["measured", "derived"]
+    window_s: float
+
+    @abstractmethod
+    def measure(self) -> AbstractContextManager[Reading]:
+        """Energy of the block. Nothing else on the device is told apart."""
+
+
 @dataclass(frozen=True)
-class EnergyMeter:
+class CounterMeter(EnergyMeter):
     """A hardware energy counter. ``read`` gives joules since some start, one value per counter, or None."""
 
     source: str
     read: Callable[[], list[float] | None]
     wraps_at: list[float | None] = field(default_factory=list)  # per counter; None: it does not wrap
     settle: Callable[[], None] = lambda: None  # wait for device work before reading
-    trust: Literal["measured"] = "measured"
+    trust: Literal["measured", "derived"] = "measured"
+    window_s: float = 1.0  # counters of NVML and RAPL advance every 1 to 100 ms
 
     @contextmanager
     def measure(self) -> Iterator[Reading]:
-        """Energy of the block, summed over the counters. Nothing else on the device is told apart."""
         reading = Reading()
         self.settle()
         before = self.read()
@@ -132,6 +153,56 @@ class EnergyMeter:
         parts = [_difference(b, a, w) for b, a, w in zip(before, after, wraps, strict=True)]
         known = [part for part in parts if part is not None]
         reading.joules = sum(known) if len(known) == len(parts) else None
+
+
+@dataclass(frozen=True)
+class PowerMeter(EnergyMeter):
+    """Power that a thread samples while the block runs; energy is its integral by trapezoids.
+
+    A sample counts at the middle of its reading, and none from outside the block: the machine is idle there. From the
+    block's ends to the nearest sample the power is taken to be that sample's. Fewer than ``least`` samples, or one
+    that failed, give no number.
+    """
+
+    source: str
+    read: Callable[[], float | None]  # watts
+    trust: Literal["measured", "derived"] = "derived"
+    window_s: float = 2.0  # twenty samples
+    every_s: float = 0.1  # a reading keeps the Pi 5's firmware busy for some 23 ms
+    least: int = 5
+
+    @contextmanager
+    def measure(self) -> Iterator[Reading]:
+        reading, done = Reading(), threading.Event()
+        samples: list[tuple[float, float | None]] = []
+
+        def sample() -> None:
+            while not done.is_set():
+                began = time.perf_counter()
+                watts = self.read()
+                ended = time.perf_counter()
+                samples.append(((began + ended) / 2, watts))
+                done.wait(max(0.0, self.every_s - (ended - began)))
+
+        thread = threading.Thread(target=sample, daemon=True)
+        start = time.perf_counter()
+        thread.start()
+        try:
+            yield reading
+        finally:
+            end = time.perf_counter()
+            done.set()
+            thread.join()
+        reading.joules = integral([(at, watts) for at, watts in samples if at <= end], start, end, self.least)
+
+
+def integral(samples: Sequence[tuple[float, float | None]], start: float, end: float, least: int) -> float | None:
+    """Joules between two moments from (moment, watts) in order, or None where too little is known."""
+    known = [(at, watts) for at, watts in samples if watts is not None]
+    if len(known) < max(1, least) or len(known) < len(samples):
+        return None
+    points = [(start, known[0][1]), *known, (end, known[-1][1])]
+    return sum((t - s) * (p + q) / 2 for (s, p), (t, q) in pairwise(points))
 
 
 @dataclass(frozen=True)
@@ -169,7 +240,7 @@ def nvml_meter(nvml: Any = None) -> EnergyMeter | NoMeter:
         except nvml.NVMLError:
             return None
 
-    return EnergyMeter("NVML total energy", read, settle=_cuda_synchronize)
+    return CounterMeter("NVML total energy", read, settle=_cuda_synchronize)
 
 
 def rapl_meter(root: Path = Path("/")) -> EnergyMeter | NoMeter:
@@ -189,9 +260,19 @@ def rapl_meter(root: Path = Path("/")) -> EnergyMeter | NoMeter:
     if read() is None:
         return NoMeter("the RAPL energy counter cannot be read by this user")
     ranges = [read_text(zone / "max_energy_range_uj") for zone in zones]
-    return EnergyMeter("RAPL packages", read, wraps_at=[int(r) * 1e-6 if r.isdigit() else None for r in ranges])
+    return CounterMeter("RAPL packages", read, wraps_at=[int(r) * 1e-6 if r.isdigit() else None for r in ranges])
+
+
+def pmic_meter(model: str) -> EnergyMeter | NoMeter:
+    """The rails the Pi 5's PMIC measures, together. What has no rail of its own (USB devices, losses) is not seen."""
+    if pi.power_w() is None:
+        return NoMeter(f"{model.partition(' Rev ')[0]} does not measure the power of its rails")
+    return PowerMeter("PMIC rails", pi.power_w)
 
 
 def energy_meter(device: Device, root: Path = Path("/")) -> EnergyMeter | NoMeter:
-    """The counter that measures a device: NVML for a GPU, RAPL for a CPU."""
-    return nvml_meter() if device == "cuda" else rapl_meter(root)
+    """What measures a device: NVML a GPU, the PMIC a Raspberry Pi, RAPL any other CPU."""
+    if device == "cuda":
+        return nvml_meter()
+    board = detect_board(root)
+    return pmic_meter(board.model) if board and board.is_raspberry_pi else rapl_meter(root)

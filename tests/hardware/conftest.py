@@ -98,6 +98,14 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def firmware(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a Raspberry Pi's firmware answers to a command: nothing, until a test has put something in."""
+    answers: dict[str, str] = {}
+    monkeypatch.setattr("archbench.hardware.pi.vcgencmd", lambda *words: answers.get(" ".join(words), ""))
+    return answers
+
+
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[[Mapping[str, str]], Path]:
     """Write files below the test's own root and return that root."""

@@ -1,4 +1,4 @@
-"""Energy per call: the call is repeated while a hardware counter runs, because one call is too short to meter."""
+"""Energy per call: the call is repeated while a meter runs, because one call is too short to meter."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from archbench.cells import Energy
 from archbench.hardware.meters import EnergyMeter, energy_meter
 from archbench.track import Device
 
-WINDOW_S = 1.0  # counters of NVML and RAPL advance every 1 to 100 ms: one second keeps their step below a tenth
 
-
-def energy_of(call: Callable[[], Any], device: Device, latency_s: float) -> float | None:
-    """Joules of one call, or None where this machine has no energy counter. Never an estimate."""
+def energy_of(call: Callable[[], Any], device: Device, latency_s: float) -> Energy | None:
+    """What one call takes, and how far to trust it; None where this machine has no meter. Never an estimate."""
     meter = energy_meter(device)
     if not isinstance(meter, EnergyMeter):
         return None
-    calls = max(1, math.ceil(WINDOW_S / latency_s))
+    calls = max(1, math.ceil(meter.window_s / latency_s))
     with meter.measure() as reading:
         for _ in range(calls):
             call()
-    return None if reading.joules is None else reading.joules / calls
+    return None if reading.joules is None else Energy(reading.joules / calls, meter.source, meter.trust)

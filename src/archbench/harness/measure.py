@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from archbench.cells import Ceiling, Cell, Metric, Scalar, Status
+from archbench.cells import Ceiling, Cell, Energy, Metric, Scalar, Status
 from archbench.checks import Wrong
 from archbench.discovery import Loaded, load_contender, track_modules
 from archbench.hardware.load import Watch
@@ -155,7 +155,7 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
         )
 
     try:
-        found, study = _measure(track, case, contender, bench, host)
+        found, study, energy = _measure(track, case, contender, bench, host)
     except Refused as refused:
         return cell(refused.status, refused.reason)
     entry = load_contender(track.name, contender).entry
@@ -180,7 +180,7 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
         data=study.data or track.data(case),
         limit_fraction=fraction,
         limit_kind=limit.kind if limit else None,
-        energy_trust="measured" if "energy_j" in found.metrics else None,
+        energy_trust=energy.trust if energy else None,
     )
 
 
@@ -208,7 +208,7 @@ def _watched(track: Track[Any], setting: Setting) -> tuple[Findings, dict[str, S
 
 def _measure(
     track: Track[Any], case: Any, contender: str, bench: Bench, host: dict[str, Scalar]
-) -> tuple[Findings, Study]:
+) -> tuple[Findings, Study, Energy | None]:
     place = bench.place
     preload(track)
     use_threads(case, place)
@@ -237,9 +237,11 @@ def _measure(
     peaks = [float(settle(lambda: peak(lambda: asked.work(*inputs)))) for _ in range(3)]
     extra["peak_bytes"] = Metric(value=min(peaks), unit="B", n=len(peaks))
     items = track.items(case)
-    energy = settle(lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s * items))
+    energy: Energy | None = settle(
+        lambda: energy_of(lambda: asked.work(*inputs), place.device, found.latency_s * items)
+    )
     if energy is not None:
-        extra["energy_j"] = Metric(value=energy / items, unit="J")
+        extra["energy_j"] = Metric(value=energy.joules / items, unit="J")
     study: Study = settle(lambda: STUDIES[track.protocol](asked)) if track.protocol in STUDIES else NONE
     settle(intact)
-    return replace(found, metrics=found.metrics | extra, error=error), study
+    return replace(found, metrics=found.metrics | extra, error=error), study, energy
