@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from archbench.atomic import replacing
 
 # No space, no quota, a limit on file sizes: training goes on without the checkpoint. Anything else is a mistake.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -82,21 +83,9 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Replace ``path`` by ``state``, or leave it as it was and raise OSError. One writer per path."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    staged = path.with_name(f".{path.name}.tmp")
-    try:
-        with staged.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.write(_seal(buffer.getbuffer()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path, "tmp") as staged, staged.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(_seal(buffer.getbuffer()))
 
 
 def _seal(content: bytes | memoryview) -> bytes:

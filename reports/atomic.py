@@ -1,4 +1,4 @@
-"""Writing files and folders so that a kill or a full disk leaves the old one or the new one, never half of one."""
+"""Putting a finished folder in the place of another one in one step, where the system can."""
 
 from __future__ import annotations
 
@@ -11,26 +11,6 @@ from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, see it to the disk, rename. Makes the folders. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
-    try:
-        with staged.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
 
 def swap_folder(staged: Path, target: Path) -> None:
     """Put a finished folder in the place of another one and remove that. Both lie in one folder. Raises OSError.

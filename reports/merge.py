@@ -23,9 +23,9 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+from archbench.atomic import write_atomically
 from archbench.names import legible
 from archbench.reports.asv_tree import as_version_2, parse
-from archbench.reports.atomic import write_atomically
 from archbench.reports.load import Problem, Unreadable, finite, read_bytes, read_json, read_object, survey
 from archbench.reports.meaning import check_asv
 from archbench.reports.run_files import read_run

@@ -24,12 +24,12 @@ from typing import Any
 
 import msgspec
 
+from archbench.atomic import write_atomically
 from archbench.discovery import UnknownName, select
 from archbench.hardware.detect import Host, detect, machine_name, why_not_cuda
 from archbench.harness.configuration import own_repository, results_dir
 from archbench.harness.front import Verdict, checks
 from archbench.harness.session import CONFIGURATION, measured_ceilings, versions
-from archbench.reports.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("flash-attn", "liger-kernel", "onnx", "transformers", "x-transformers")  # beside what a run file records

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from archbench.atomic import write_atomically
 from archbench.cells import CELLS_DIR, SCHEMA, Record, Run, encode
-from archbench.reports.atomic import write_atomically
 from archbench.reports.imports import llama_bench, pytest_benchmark
 from archbench.reports.imports.measured import ENVIRONMENT, Measured
 from archbench.reports.load import Unreadable, read_bytes

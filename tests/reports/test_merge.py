@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("archbench.reports.atomic.os.fsync", full)
+    monkeypatch.setattr("archbench.atomic.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         merge([there], here)
     assert harvest(here) == before

@@ -117,7 +117,7 @@ def export(
     file: Annotated[Path | None, typer.Option("--out", help="File to write instead of printing.")] = None,
 ) -> None:
     """Print or write the rows of the leaderboard; docs/export-format.md describes them."""
-    from archbench.reports.atomic import write_atomically
+    from archbench.atomic import write_atomically
     from archbench.reports.export import FORMATS
     from archbench.reports.load import NoResults
     from archbench.reports.parquet import NoPyarrow, as_parquet
