@@ -1,23 +1,18 @@
 """Every numbered equation of docs/derivations/attention.md, in float64, against autograd or a direct evaluation.
 
 A test carries the number of its equation in its name. Equations on blocks of keys are in ``test_derivation_blocks.py``,
-those of Fourier mixing in ``test_derivation_fourier.py``; the last tests here hold the page and all three together.
+those of Fourier mixing in ``test_derivation_fourier.py``.
 """
 
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations
 
-import ast
 import math
-import re
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -32,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention._workload import EPS
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "derivations" / "attention.md"
 B, H, G, T, D, E = 2, 6, 2, 12, 5, 7  # the letters of the page
 R, SIGMA = H // G, 1 / math.sqrt(D)
 S_BYTES = 2
@@ -333,35 +327,3 @@ def test_equation_64_squared_weights_of_normal_scores() -> None:
     x, density = np.polynomial.hermite_e.hermegauss(60)  # integrals against the normal density
     density = density / density.sum()
     assert (density @ np.exp(2 * x)) / (density @ np.exp(x)) ** 2 == pytest.approx(math.e, rel=1e-10)
-
-
-def page_tags() -> list[int]:
-    return [int(number) for number in re.findall(r"\\tag\{(\d+)\}", PAGE.read_text(encoding="utf-8"))]
-
-
-def test_the_page_numbers_its_equations_without_a_gap() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert page_tags() == list(range(1, text.count("$$") // 2 + 1))
-    prose = re.sub(r"\$\$.*?\$\$|\$.*?\$", "", text, flags=re.DOTALL)
-    assert {int(number) for number in re.findall(r"\((\d+)\)", prose)} <= set(page_tags())
-
-
-def test_every_equation_has_exactly_one_test() -> None:
-    tested: Counter[int] = Counter()
-    for path in Path(__file__).parent.glob("test_derivation*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and (match := re.match(r"test_equation_(\d+)_", node.name)):
-                tested[int(match[1])] += 1
-    assert tested == Counter(page_tags())
-
-
-def test_all_mathematics_of_the_page_renders() -> None:
-    converter = pytest.importorskip("latex2mathml.converter", reason="no latex2mathml installed to render LaTeX with")
-    text = PAGE.read_text(encoding="utf-8")
-    displays = [line for line in text.splitlines() if "$$" in line]
-    assert all(re.fullmatch(r"\$\$ [^$]+ \\tag\{\d+\} \$\$", line) for line in displays)
-    inline = re.findall(r"\$([^$]+)\$", "\n".join(line for line in text.splitlines() if "$$" not in line))
-    assert len(inline) > 100
-    for latex in [line.strip("$ ") for line in displays] + inline:
-        rendered = ElementTree.fromstring(converter.convert(latex))  # what it cannot escape does not parse
-        assert "\\" not in "".join(rendered.itertext()), f"a command latex2mathml does not know in {latex}"

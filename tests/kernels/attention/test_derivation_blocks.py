@@ -1,6 +1,6 @@
 """The equations of docs/derivations/attention.md on blocks of keys: online softmax and backward by recomputation.
 
-Float64 against autograd or torch's own softmax; ``test_derivation.py`` holds these tests and the page together.
+Float64 against autograd or torch's own softmax.
 """
 
 # ruff: noqa: E402 - the skip comes before what needs torch

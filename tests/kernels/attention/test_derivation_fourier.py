@@ -1,7 +1,4 @@
-"""The equations of docs/derivations/attention.md on Fourier mixing, in float64, against torch.fft and autograd.
-
-``test_derivation.py`` holds these tests and the page together.
-"""
+"""The equations of docs/derivations/attention.md on Fourier mixing, in float64, against torch.fft and autograd."""
 
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A test carries the number of its equation in its name. Here are the formula, its sets and its gradients; what batches
 do is in ``test_derivation_batch.py``, what becomes of weights in ``test_derivation_weights.py``, rounding and passes in
-``test_derivation_rounding.py``. ``test_derivation_page.py`` holds the page and all of them together.
+``test_derivation_rounding.py``.
 """
 
 # ruff: noqa: E402 - the skip comes before what needs torch

@@ -1,7 +1,6 @@
 """The equations of docs/derivations/norm.md on batches and running statistics, in float64.
 
-Expectations are taken over all outcomes of small distributions, not sampled. ``test_derivation_page.py`` holds these
-tests and the page together.
+Expectations are taken over all outcomes of small distributions, not sampled.
 """
 
 # ruff: noqa: E402 - the skip comes before what needs torch

@@ -1,7 +1,4 @@
-"""The equations of docs/derivations/norm.md on rounding and on passes over memory, in float64 and by counting.
-
-``test_derivation_page.py`` holds these tests and the page together.
-"""
+"""The equations of docs/derivations/norm.md on rounding and on passes over memory, in float64 and by counting."""
 
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations

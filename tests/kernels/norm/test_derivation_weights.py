@@ -1,7 +1,4 @@
-"""The equations of docs/derivations/norm.md on weights before a norm, in float64, against autograd.
-
-``test_derivation_page.py`` holds these tests and the page together.
-"""
+"""The equations of docs/derivations/norm.md on weights before a norm, in float64, against autograd."""
 
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations
