@@ -19,10 +19,10 @@ import numpy as np
 
 from archbench.hardware.cpu import usable_cores
 from archbench.models.edge_llm import EdgeCase, Logits, Tokens, prefix
-from archbench.models.edge_llm._artefacts import path
+from archbench.models.edge_llm._weights import open_weights
 from archbench.track import Contender, Unavailable
 
-CACHE_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
+CACHE_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 BATCH = 2048  # tokens of one llama_decode
 MICRO_BATCH = 512  # tokens that go through a layer together
 CONTEXT_FULL = 1  # what llama_decode returns then
@@ -47,7 +47,7 @@ class LlamaDecoder:
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         if not model:
-            raise Unavailable(f"llama.cpp does not load {file.name}: {_complaint()}")
+            raise Unavailable(f"llama.cpp does not load {file.name}: {_complaint().replace(str(file), 'it')}")
         context = llama_cpp.llama_init_from_model(model, context_params(case))
         if not context:
             llama_cpp.llama_model_free(model)
@@ -81,8 +81,11 @@ def context_params(case: EdgeCase) -> Any:
     params.n_ctx = case.depth + case.tokens
     params.n_batch, params.n_ubatch = BATCH, MICRO_BATCH
     params.n_threads = params.n_threads_batch = case.threads or usable_cores()
-    params.type_k = params.type_v = CACHE_TYPES[case.kv]
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+    # Keys and values of 16 bits alone move float32 logits by 2e-4, and flash attention rounds them to so many. The
+    # case's "f16" allows for more.
+    exact = case.weights == "f32" and case.kv == "f16"
+    params.type_k = params.type_v = CACHE_TYPES["f32" if exact else case.kv]
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED if exact else llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
     params.swa_full = False
     return params
 
@@ -100,7 +103,7 @@ def _free(context: Any, model: Any) -> None:
 
 
 def build(case: EdgeCase) -> LlamaDecoder:
-    return LlamaDecoder(path(case.model, case.weights), case)
+    return LlamaDecoder(open_weights(case).path, case)
 
 
 CONTENDER: Contender[EdgeCase] = Contender(build=build, family="peer")
