@@ -74,7 +74,9 @@ class EdgeCase:
         if self.tokens < 1 or self.depth < 0:
             raise ValueError(f"{self.tokens} tokens at depth {self.depth}: at least 1 at 0")
         if self.depth + self.tokens > self.config.context:
-            raise ValueError(f"{self.depth} + {self.tokens} tokens; {self.model} has a context of {self.config.context}")
+            raise ValueError(
+                f"{self.depth} + {self.tokens} tokens; {self.model} has a context of {self.config.context}"
+            )
 
     @property
     def config(self) -> LlamaConfig:
