@@ -18,9 +18,9 @@ import subprocess
 import threading
 
 HOLDS_BACK = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-NOW = 0b1111  # bits of HOLDS_BACK
+WEAK, HEAT, NOW = 0b0001, 0b1000, 0b1111
 SINCE_BOOT = 16  # bits 16 to 19 repeat bits 0 to 3 and stay set until the next boot
-# Two process starts' worth of a core every two seconds is a thousandth of it, and what holds a board back lasts longer.
+# Asking takes a few milliseconds, a thousandth of one core; what holds a board back lasts for seconds.
 POLL_S = 2.0
 
 # " VDD_CORE_A current(7)=0.75012000A", "EXT5V_V volt=5.10268V", "VDD_CORE_V=0.8750V"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from archbench.hardware.board import Board, detect_board
-from archbench.hardware.pi import vcgencmd
 from archbench.hardware.detect import Host
+from archbench.hardware.pi import vcgencmd
 
 Record = Callable[[Mapping[str, str]], Path]
 
