@@ -12,6 +12,7 @@ from pathlib import Path
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
+
 def swap_folder(staged: Path, target: Path) -> None:
     """Put a finished folder in the place of another one and remove that. Both lie in one folder. Raises OSError.
 

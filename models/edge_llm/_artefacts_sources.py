@@ -21,6 +21,7 @@ from archbench.models.edge_llm._weights_blocks import KINDS, Floats
 
 USUAL = {"tiny_random": ("q4_0",), "stories260k": ("f32", "q8_0"), "tinyllama_1b1_random": ("q4_0",)}
 OTHERS = ("q4_0", "q8_0", "f16")  # the kinds `archbench edge build` makes of any other model when none is named
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 RESIDUAL = ("attn_output.weight", "ffn_down.weight")
 
 
@@ -44,7 +45,7 @@ def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model by name, in the order of the file: (outputs, inputs) or (columns,)."""
     dim, hidden, keys = config.dim, config.hidden, config.kv_heads * config.head_dim
     queries = config.heads * config.head_dim
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocabulary, dim)}
+    found: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocabulary, dim)}
     layer = {
         "attn_norm": (dim,),
         "attn_q": (queries, dim),
@@ -59,7 +60,7 @@ def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     for number in range(config.layers):
         found |= {f"blk.{number}.{part}.weight": shape for part, shape in layer.items()}
     found["output_norm.weight"] = (dim,)
-    return found if config.tied else found | {"output.weight": (config.vocabulary, dim)}
+    return found if config.tied else found | {OUTPUT: (config.vocabulary, dim)}
 
 
 class Source(ABC):
@@ -86,7 +87,7 @@ class Random(Source):
         shape = self.shapes[name]
         if len(shape) == 1:
             return np.ones(shape, np.float32)
-        deviation = 1.0 if name == "token_embd.weight" else shape[1] ** -0.5
+        deviation = 1.0 if name == EMBEDDING else shape[1] ** -0.5
         if name.endswith(RESIDUAL):
             deviation *= (2 * self.config.layers) ** -0.5
         drawn = np.random.default_rng([zlib.crc32(name.encode()), shape[0]]).standard_normal(shape, np.float32)
