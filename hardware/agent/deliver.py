@@ -10,17 +10,15 @@ Source: git-commit-tree(1), git-mktree(1), git-push(1)
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from archbench.hardware.agent.config import AgentConfig
-from archbench.hardware.agent.keys import read_key, see_to_disk
+from archbench.hardware.agent.keys import read_key
 from archbench.hardware.agent.signed_branch import BRANCHES, RUNS
-from archbench.hardware.agent.signed_git import Git, GitFailed, require_git
+from archbench.hardware.agent.signed_git import Git, GitFailed
+from archbench.hardware.agent.signed_repository import begin, end, settings
 
 NETWORK_S = 900.0  # what a push or a fetch may take
 PUSHES = 3  # in one delivery, where somebody else pushed in between
@@ -37,23 +35,8 @@ class Courier:
         self.remote = config.remote
         self.branch = BRANCHES + config.machine
         self.key = config.key
-        self.place = folder / "repository.git"
-        self.in_use = folder / "in-use"
-        # Settings go with every call: a configuration file of no bytes, after a power cut, changes nothing.
-        settings = {
-            "core.fsync" if require_git() >= (2, 36) else "core.fsyncObjectFiles": "true",
-            "core.hooksPath": os.devnull,
-            "fetch.fsckObjects": "true",
-            "gc.auto": "0",
-            "gpg.format": "ssh",
-            "http.lowSpeedLimit": "500",
-            "http.lowSpeedTime": "60",
-            "maintenance.auto": "false",
-            "user.signingKey": str(config.key),
-        }
-        if "core.fsync" in settings:
-            settings["core.fsync"] = "all"
-        self.git = Git(self.place, settings, hold=[lock])
+        signing = {"gpg.format": "ssh", "user.signingKey": str(config.key)}
+        self.git = Git(folder / "repository.git", settings() | signing, hold=[lock])
 
     def deliver(self, waiting: Mapping[str, Path]) -> tuple[tuple[str, ...], str]:
         """Deliver runs by name; gives those the remote has, and why not the others.
@@ -61,9 +44,7 @@ class Courier:
         Raises GitFailed, OSError, ValueError where nobody can know.
         """
         read_key(self.key, self.machine)
-        self._open()
-        self.in_use.touch()
-        see_to_disk(self.in_use.parent)
+        begin(self.git)
         trees = {run: self._write_run(folder) for run, folder in waiting.items()}
         for _ in range(PUSHES + 1):
             tip = self._fetch()
@@ -84,31 +65,9 @@ class Courier:
         if tip is not None:
             self.git("update-ref", _DELIVERED, tip)
         self._pack()
-        self.in_use.unlink()
+        end(self.git)
         other = next((run for run in trees if run not in sent), "")
         return sent, f"the remote holds something else under the name of run {other}" if other else ""
-
-    def _open(self) -> None:
-        """The repository, made where there is none and made again where it is broken. Raises GitFailed, OSError."""
-        folder = self.place.parent
-        for old in folder.glob(".repository-*"):
-            shutil.rmtree(old)
-        if self.place.exists() and self.in_use.exists():
-            # The last delivery did not end. Nobody holds these any more: the outbox's lock would be held too.
-            for left in (*self.place.rglob("*.lock"), *self.place.glob("objects/**/tmp_*")):
-                left.unlink() if left.is_file() else shutil.rmtree(left)
-            if not self._is_sound():
-                os.rename(self.place, gone := folder / f".repository-{secrets.token_hex(4)}")
-                shutil.rmtree(gone)
-        if not self.place.exists():
-            staged = folder / f".repository-{secrets.token_hex(4)}"
-            Git(staged, self.git.config)("init", "--quiet", "--bare", "--template=", str(staged))
-            os.rename(staged, self.place)
-
-    def _is_sound(self) -> bool:
-        with contextlib.suppress(GitFailed):
-            return self.git.ask("fsck", "--full", "--strict", "--no-dangling", timeout_s=NETWORK_S).returncode == 0
-        return False
 
     def _remote_tip(self) -> str | None:
         listed = self.git.text("ls-remote", self.remote, self.branch, timeout_s=NETWORK_S)
