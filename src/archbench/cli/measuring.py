@@ -149,10 +149,18 @@ def run(
     within: Annotated[
         float | None, typer.Option("--within", min=0, help="Minutes: as many cases as should fit into them.")
     ] = None,
+    keep_in: Annotated[
+        Path | None,
+        typer.Option("--keep-in", resolve_path=True, help="Work in this folder; a run cut off there goes on there."),
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", resolve_path=True, help="Results folder, if not that of asv.conf.json.")
+    ] = None,
 ) -> None:
     """Measure on this machine (asv run on the current environment) and print the table.
 
-    Ctrl-C, SIGTERM and SIGHUP end it with 130; the cells that are finished are kept.
+    Ctrl-C, SIGTERM and SIGHUP end it with 130; the cells that are finished are kept. With --keep-in they stay in that
+    folder, after a loss of power too, and the same command goes on there.
     """
     from archbench.hardware.detect import default_device, detect, place
     from archbench.harness import front
@@ -168,7 +176,9 @@ def run(
         for sentence in wanted.left_out:
             _say(f"not measured: {sentence}")
         with interruptible():
-            outcome = front.run(wanted, configuration, progress, waiting=lambda: _say(WAITING))
+            outcome = front.run(
+                wanted, configuration, progress, waiting=lambda: _say(WAITING), keep_in=keep_in, into=into
+            )
     except (ValueError, OSError) as error:  # unknown names, no repository, a device or a folder that is not there
         fail(str(error))
     except front.RunFailed as error:
@@ -176,6 +186,8 @@ def run(
     except front.Interrupted as interrupted:
         progress.stop()
         kept = interrupted.kept
+        if keep_in is not None:
+            fail(f"interrupted; the same command goes on in {keep_in}", 130)
         fail(f"interrupted; {len(kept.cells)} finished cells: {kept.path}" if kept else NOTHING_KEPT, 130)
     finally:
         progress.stop()

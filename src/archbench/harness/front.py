@@ -1,8 +1,8 @@
 """``archbench run``: a friendly front of ``asv run`` on the current environment.
 
 asv runs in a private folder; its files and the run's cells join the results when it is done (``asv_files.py``), or
-when it is interrupted: then the cells that are finished count. One run measures at a time on a machine; a second one
-waits.
+when it is interrupted: then the cells that are finished count. A run whose folder is to be kept (``resume.py``) goes on
+there instead. One run measures at a time on a machine; a second one waits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from archbench.atomic import write_atomically
 from archbench.cells import CELLS_DIR, Cell, Run, Started, Status, decode
 from archbench.discovery import load_track
 from archbench.hardware.asv_machine import write as write_asv_machine
@@ -31,10 +32,13 @@ from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import Refused, check_cell, preload
 from archbench.harness.plan import Plan
 from archbench.harness.processes import own_session
-from archbench.harness.session import CONFIGURATION, RUN_FILE
+from archbench.harness.resume import claim, continued, release
+from archbench.harness.session import CONFIGURATION, RUN_FILE, versions
 
 Progress = Callable[[int, int, Cell | None], None]
 
+FILE = "cells.jsonl"  # a run's own, in its working folder
+_ASV_ENDED = (0, 2)  # asv came to its end; 2: some benchmark failed
 _SOCKET_PATH = 100  # bytes the path of a Unix socket may have on every system
 _SOCKET_NAME = len("/asv-forkserver-12345678/socket")
 
@@ -53,7 +57,7 @@ class RunFailed(RuntimeError):
 
 
 class Interrupted(Exception):
-    """The run was interrupted; ``kept`` is what was finished by then, None where nothing was."""
+    """The run was interrupted; ``kept`` is what joined the results of it, None where nothing did."""
 
     def __init__(self, kept: Outcome | None) -> None:
         super().__init__("interrupted")
@@ -81,46 +85,71 @@ def measuring_alone(waiting: Callable[[], None]) -> Iterator[int]:
         yield lock.fileno()
 
 
-def run(wanted: Plan, configuration: Path, progress: Progress, waiting: Callable[[], None] = lambda: None) -> Outcome:
-    """Measure the planned cells and merge them into the results.
+def run(
+    wanted: Plan,
+    configuration: Path,
+    progress: Progress,
+    waiting: Callable[[], None] = lambda: None,
+    *,
+    keep_in: Path | None = None,
+    into: Path | None = None,
+) -> Outcome:
+    """Measure the planned cells and merge them into the results: those of the configuration, or the folder ``into``.
 
     ``progress(done, total, cell)`` is called as cells finish. Raises RunFailed, NoRepository, ValueError, OSError.
-    KeyboardInterrupt merges what is finished and becomes Interrupted.
+    KeyboardInterrupt merges what is finished and becomes Interrupted. With ``keep_in`` the run works in that folder,
+    goes on there where it was cut off, and merges nothing before it is whole.
     """
     host = detect()
     machine = machine_name(host, default_device(host))
-    head = own_repository(configuration).head()
-    results = results_dir(configuration)
-    with measuring_alone(waiting) as lock, tempfile.TemporaryDirectory(prefix="archbench-run-") as scratch:
-        private = Path(scratch)
+    repository = own_repository(configuration)
+    head = repository.head()
+    results = into or results_dir(configuration)
+    with measuring_alone(waiting) as lock, _working_folder(keep_in) as private:
+        file = private / FILE
+        continued(file, machine, head, repository.is_dirty(), versions(host))
         write_asv_machine(host, machine)
         # Before anything is measured: there must be a place for it.
         (results / machine / CELLS_DIR).mkdir(parents=True, exist_ok=True)
         prepare(private, results, machine, head, configuration)
-        file = private / "cells.jsonl"
         command = [sys.executable, "-m", "asv", "--config", str(private / CONFIGURATION), "run"]
         command += ["-E", f"existing:{sys.executable}", "--set-commit-hash", head, "--machine", machine]
         command += ["--launch-method", "forkserver", "--show-stderr"]
         for track in wanted.cases:
             command += ["--bench", wanted.regex(track)]
         log = private / "asv.log"
-        whole = interrupted = False
+        code: int | None = None
+        interrupted = False
+        kept = None
         try:
-            _follow(command, _environment(private, file), log, lock, file, wanted.total, progress)
-            whole = True
+            code = _follow(command, _environment(private, file), log, lock, file, wanted.total, progress)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             # Also when something unforeseen ended it: what is measured is measured.
-            if not whole:
+            if code is None:
                 drop_unfinished(file)
-            kept = _keep(private, file, results, machine)
-        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            if keep_in is None or code in _ASV_ENDED:
+                kept = _keep(private, file, results, machine)
         if interrupted:
             raise Interrupted(kept)
         if kept is None:
-            raise RunFailed("asv measured nothing; its last lines:\n" + "\n".join(text.splitlines()[-25:]))
+            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            said = "asv measured nothing" if code in _ASV_ENDED or keep_in is None else f"asv ended early with {code}"
+            raise RunFailed(f"{said}; its last lines:\n" + "\n".join(text.splitlines()[-25:]))
+        if keep_in is not None:
+            release(keep_in)
         return kept
+
+
+@contextmanager
+def _working_folder(keep_in: Path | None) -> Iterator[Path]:
+    if keep_in is None:
+        with tempfile.TemporaryDirectory(prefix="archbench-run-") as scratch:
+            yield Path(scratch)
+    else:
+        claim(keep_in, keep_in / FILE)
+        yield keep_in
 
 
 def _environment(private: Path, file: Path) -> dict[str, str]:
@@ -142,18 +171,18 @@ def _follow(
     file: Path,
     total: int,
     progress: Progress,
-) -> None:
+) -> int:
     seen = 0
     progress(0, total, None)
     with own_session(command, environment, log, keep=[lock]) as process:
         while True:
-            ended = process.poll() is not None
+            code = process.poll()
             cells, _ = read(file)
             for cell in cells[seen:]:
                 seen += 1
                 progress(seen, total, cell)
-            if ended:
-                return
+            if code is not None:
+                return code
             time.sleep(0.25)
 
 
@@ -169,7 +198,7 @@ def drop_unfinished(file: Path) -> None:
         for line, record in zip(lines, records, strict=True)
         if not isinstance(record, Started) or (record.track, record.case, record.contender) in finished
     ]
-    file.write_bytes(b"".join(kept))
+    write_atomically(file, b"".join(kept))
 
 
 def _keep(private: Path, file: Path, results: Path, machine: str) -> Outcome | None:

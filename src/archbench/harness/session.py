@@ -38,6 +38,7 @@ from archbench.hardware.profiles import match
 from archbench.harness.configuration import own_repository, results_dir
 from archbench.harness.measure import Bench
 from archbench.harness.repository import Repository
+from archbench.harness.resume import continued
 from archbench.harness.survey import describe
 from archbench.names import is_safe_name
 from archbench.track import Device, Place
@@ -61,6 +62,7 @@ class Session(msgspec.Struct, frozen=True):
     memory_bytes: int
     cache_bytes: int
     derivations: str  # the folder of the tracks' derivations, a file <track>.md each
+    opened_at: int = 0  # bytes of the run's file that are from before it was cut off
 
     def bench(self) -> Bench:
         return Bench(Place(self.device, self.cores, self.memory_bytes), self.run.ceilings, self.cache_bytes)
@@ -133,9 +135,10 @@ def measured_ceilings(host: Host, device: Device, *, refresh: bool = False) -> l
 
 
 def open_run(configuration: Path) -> Session:
-    """Write a run's header; results go where ``configuration``, an ``asv.conf.json``, says.
+    """Write a run's header, or find it written; results go where ``configuration``, an ``asv.conf.json``, says.
 
-    Raises ValueError for an unusable machine name or code from elsewhere, NoRepository, OSError for the file.
+    Raises ValueError for an unusable machine name, code from elsewhere or a file that was begun with something else,
+    NoRepository, OSError for the file.
     """
     host = detect()
     device = default_device(host)
@@ -145,29 +148,34 @@ def open_run(configuration: Path) -> Session:
     # asv's own environments install the commit they name; the current environment has to be looked at.
     installed = "ASV_COMMIT" in os.environ
     repository = Repository.containing(configuration.parent) if installed else own_repository(configuration)
-    now = datetime.now(UTC)
-    identity = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     commit = os.environ.get("ASV_COMMIT") or repository.head()
-    profile = match(host, device)
-    run = Run(
-        schema=SCHEMA,
-        run=identity,
-        machine=machine,
-        commit=commit,
-        commit_date=repository.date(commit),
-        dirty=not installed and repository.is_dirty(),
-        started=now.isoformat(timespec="seconds"),
-        device=device,
-        host=host.facts(),
-        ceilings=measured_ceilings(host, device),
-        profile=profile.id if profile else None,
-        versions=versions(host),
-        environment=environment_name(),
-    )
+    dirty = not installed and repository.is_dirty()
     given = os.environ.get(RUN_FILE)
-    path = Path(given) if given else results_dir(configuration) / machine / CELLS_DIR / f"{identity}.jsonl"
+    run = continued(Path(given), machine, commit, dirty, versions(host)) if given else None
+    begins = run is None
+    if run is None:
+        now = datetime.now(UTC)
+        profile = match(host, device)
+        run = Run(
+            schema=SCHEMA,
+            run=f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+            machine=machine,
+            commit=commit,
+            commit_date=repository.date(commit),
+            dirty=dirty,
+            started=now.isoformat(timespec="seconds"),
+            device=device,
+            host=host.facts(),
+            ceilings=measured_ceilings(host, device),
+            profile=profile.id if profile else None,
+            versions=versions(host),
+            environment=environment_name(),
+        )
+    path = Path(given) if given else results_dir(configuration) / machine / CELLS_DIR / f"{run.run}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    append(path, run)
+    if begins:
+        append(path, run)
+    opened_at = path.stat().st_size
     where = place(host, device)
     return Session(
         path=str(path),
@@ -177,6 +185,7 @@ def open_run(configuration: Path) -> Session:
         memory_bytes=where.memory_bytes,
         cache_bytes=last_level_cache(host, device),
         derivations=str(configuration.parent / "docs" / "derivations"),
+        opened_at=opened_at,
     )
 
 
@@ -207,13 +216,17 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines()
 
 
-def begun(path: Path, track: str, case: str, contender: str) -> bool:
-    """Whether this run started to measure the cell: without a cell of it, that ended in nobody's hands."""
-    mark = (track, case, contender)
-    records = map(decode, _lines(path))
-    return any(
-        isinstance(record, Started) and (record.track, record.case, record.contender) == mark for record in records
-    )
+def begun(path: Path, track: str, case: str, contender: str, opened_at: int) -> tuple[int, int]:
+    """How often the cell was begun: before the run was cut off (the first ``opened_at`` bytes), and since.
+
+    Without a cell of it, each of them ended in nobody's hands.
+    """
+    content, mark = path.read_bytes(), (track, case, contender)
+    counts = []
+    for part in (content[:opened_at], content[opened_at:]):
+        records = map(decode, part.splitlines())
+        counts.append(sum(isinstance(r, Started) and (r.track, r.case, r.contender) == mark for r in records))
+    return counts[0], counts[1]
 
 
 def finished(path: Path, track: str, case: str, contender: str) -> Cell | None:

@@ -31,6 +31,7 @@ from archbench.discovery import load_track
 from archbench.harness.configuration import parameters
 from archbench.harness.isolate import Died, run_isolated
 from archbench.harness.measure import measure_cell, utc_now
+from archbench.harness.resume import CUT_OFF_TWICE, LIVES
 from archbench.harness.session import (
     Session,
     append,
@@ -132,8 +133,10 @@ class Suite(ABC):
         known = finished(path, track.name, case, contender)
         if known is not None:
             return known
-        if begun(path, track.name, case, contender):
-            cell = self._dead(case, contender, Died("crashed", "the process that measured it took ours with it"))
+        earlier, now = begun(path, track.name, case, contender, session.opened_at)
+        if now or earlier >= LIVES:
+            reason = "the process that measured it took ours with it" if now else CUT_OFF_TWICE
+            cell = self._dead(case, contender, Died("crashed", reason))
             append(path, cell)
             return cell
         if not described(path, track.name):
