@@ -19,6 +19,8 @@ from archbench.reports.load import Unreadable, read_json
 from archbench.reports.meaning import is_commit
 
 TRACK = "llama_bench"
+FLASH_OFF = (False, 0, "0", "off")
+FLASH_AUTO = (-1, "-1", "auto")
 NOTES = (
     "Imported from llama-bench (llama.cpp). Times are seconds a token: the median of the repetitions, with its "
     "interval where there are six or more. Nothing in it is paired with a baseline, so nothing is ranked."
@@ -50,7 +52,9 @@ class Test(msgspec.Struct, frozen=True):
     type_k: str = "f16"
     type_v: str = "f16"
     flash_attn: bool | int | str = False
-    use_mmap: bool | int = True
+    use_mmap: bool | int = True  # of versions before load_mode
+    load_mode: str = ""  # "auto", "none", "mmap", "mlock" ...
+    repack: bool | int = True
 
     @property
     def case(self) -> str:
@@ -67,10 +71,17 @@ class Test(msgspec.Struct, frozen=True):
             parts.append(f"kv {self.type_k}/{self.type_v}")
         if (self.n_batch, self.n_ubatch) != (2048, 512):
             parts.append(f"batch {self.n_batch}/{self.n_ubatch}")
-        if self.flash_attn not in (False, 0, "0", "off"):
+        if self.flash_attn in FLASH_OFF:
+            # Versions with a load mode have "auto" as their default: "off" was asked for.
+            parts.append("no flash attention" if self.load_mode else "")
+        elif self.flash_attn not in FLASH_AUTO:
             parts.append("flash attention")
         if not self.use_mmap:
             parts.append("no mmap")
+        if self.load_mode not in ("", "auto"):
+            parts.append(f"load mode {self.load_mode}")
+        if not self.repack:
+            parts.append("no repacking")
         return ", ".join(part for part in parts if part)
 
     @property

@@ -121,6 +121,10 @@ def test_llama_bench_lines_are_the_same_file_as_its_list(tmp_path: Path) -> None
         ({"backends": "CUDA"}, "llama 1B Q4_0, CUDA, 4 threads, ngl 99"),
         ({"flash_attn": 1, "type_k": "q8_0"}, "llama 1B Q4_0, CPU, 4 threads, kv q8_0/f16, flash attention"),
         ({"n_ubatch": 1024, "use_mmap": False}, "llama 1B Q4_0, CPU, 4 threads, batch 2048/1024, no mmap"),
+        ({"flash_attn": -1, "load_mode": "auto", "repack": True}, "llama 1B Q4_0, CPU, 4 threads"),
+        ({"flash_attn": 0, "load_mode": "auto"}, "llama 1B Q4_0, CPU, 4 threads, no flash attention"),
+        ({"load_mode": "none", "flash_attn": "auto"}, "llama 1B Q4_0, CPU, 4 threads, load mode none"),
+        ({"repack": False}, "llama 1B Q4_0, CPU, 4 threads, no repacking"),
     ],
 )
 def test_what_changes_the_speed_is_in_the_name(changes: dict[str, Any], name: str, tmp_path: Path) -> None:
