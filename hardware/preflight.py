@@ -115,7 +115,8 @@ def clock_error_s() -> float | None:
     asked = _Timex()
     if ctypes.CDLL(None).adjtimex(ctypes.byref(asked)) < 0:  # a container may not be allowed to ask
         return None
-    return asked.maxerror * 1e-6
+    microseconds: int = asked.maxerror
+    return microseconds * 1e-6
 
 
 def _clock(board: Board | None) -> Iterator[Obstacle]:

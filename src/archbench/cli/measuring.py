@@ -23,6 +23,7 @@ Targets = Annotated[
 ]
 
 WAITING = "waiting: another archbench run is measuring on this machine"
+NOT_READY = "this machine is not ready to measure; --force measures all the same, and every row says so"
 NOTHING_KEPT = "interrupted before a cell was finished: nothing is kept"
 
 
@@ -156,14 +157,20 @@ def run(
     into: Annotated[
         Path | None, typer.Option("--into", resolve_path=True, help="Results folder, if not that of asv.conf.json.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure on a machine that is not ready; every row says so.")
+    ] = False,
 ) -> None:
     """Measure on this machine (asv run on the current environment) and print the table.
 
     Ctrl-C, SIGTERM and SIGHUP end it with 130; the cells that are finished are kept. With --keep-in they stay in that
-    folder, after a loss of power too, and the same command goes on there.
+    folder, after a loss of power too, and the same command goes on there. A board that is not ready (a weak supply,
+    heat, a slow governor, a clock nobody sets) is refused with what mends it.
     """
     from archbench.hardware.detect import default_device, detect, place
+    from archbench.hardware.preflight import fact, preflight
     from archbench.harness import front
+    from archbench.harness.configuration import results_dir
     from archbench.harness.plan import plan
     from archbench.harness.processes import interruptible
     from archbench.harness.session import find_configuration
@@ -175,9 +182,20 @@ def run(
         wanted = plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)), within)
         for sentence in wanted.left_out:
             _say(f"not measured: {sentence}")
+        obstacles = preflight(folders=[into or results_dir(configuration), *([keep_in] if keep_in else [])])
+        for obstacle in obstacles:
+            _say(str(obstacle))
+        if obstacles and not force:
+            fail(NOT_READY)
         with interruptible():
             outcome = front.run(
-                wanted, configuration, progress, waiting=lambda: _say(WAITING), keep_in=keep_in, into=into
+                wanted,
+                configuration,
+                progress,
+                waiting=lambda: _say(WAITING),
+                keep_in=keep_in,
+                into=into,
+                forced=fact(obstacles),
             )
     except (ValueError, OSError) as error:  # unknown names, no repository, a device or a folder that is not there
         fail(str(error))

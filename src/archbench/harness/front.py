@@ -33,7 +33,7 @@ from archbench.harness.measure import Refused, check_cell, preload
 from archbench.harness.plan import Plan
 from archbench.harness.processes import own_session
 from archbench.harness.resume import claim, continued, release
-from archbench.harness.session import CONFIGURATION, RUN_FILE, versions
+from archbench.harness.session import CONFIGURATION, FORCED, RUN_FILE, versions
 
 Progress = Callable[[int, int, Cell | None], None]
 
@@ -93,12 +93,13 @@ def run(
     *,
     keep_in: Path | None = None,
     into: Path | None = None,
+    forced: str = "",
 ) -> Outcome:
     """Measure the planned cells and merge them into the results: those of the configuration, or the folder ``into``.
 
     ``progress(done, total, cell)`` is called as cells finish. Raises RunFailed, NoRepository, ValueError, OSError.
     KeyboardInterrupt merges what is finished and becomes Interrupted. With ``keep_in`` the run works in that folder,
-    goes on there where it was cut off, and merges nothing before it is whole.
+    goes on there where it was cut off, and merges nothing before it is whole. Every row says what was ``forced``.
     """
     host = detect()
     machine = machine_name(host, default_device(host))
@@ -122,7 +123,7 @@ def run(
         interrupted = False
         kept = None
         try:
-            code = _follow(command, _environment(private, file), log, lock, file, wanted.total, progress)
+            code = _follow(command, _environment(private, file, forced), log, lock, file, wanted.total, progress)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -152,8 +153,8 @@ def _working_folder(keep_in: Path | None) -> Iterator[Path]:
         yield keep_in
 
 
-def _environment(private: Path, file: Path) -> dict[str, str]:
-    found = os.environ | {RUN_FILE: str(file)}
+def _environment(private: Path, file: Path, forced: str) -> dict[str, str]:
+    found = os.environ | {RUN_FILE: str(file), FORCED: forced}
     found.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order detection names cards in
     if len(os.fsencode(private)) + _SOCKET_NAME <= _SOCKET_PATH:
         # What a killed process leaves in its temporary folder goes with ours; compiled kernels are worth keeping.

@@ -44,6 +44,7 @@ class Bench:
     place: Place
     ceilings: Sequence[Ceiling] = ()
     cache_bytes: int = 0
+    forced: str = ""  # what stood in the way of measuring and was overruled
 
 
 class Refused(Exception):
@@ -138,7 +139,7 @@ def check_cell(track: Track[Any], case: Any, contender: str, place: Place, seed:
 def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> Cell:
     """Measure one cell in this process. Never raises for what a contender does."""
     started, clock = utc_now(), time.monotonic()
-    host: dict[str, Scalar] = {}
+    host: dict[str, Scalar] = {"forced": bench.forced} if bench.forced else {}
 
     def cell(status: Status, reason: str = "", **found: Any) -> Cell:
         return Cell(

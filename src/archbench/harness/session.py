@@ -34,6 +34,7 @@ from archbench.cells import (
 from archbench.discovery import load_track
 from archbench.hardware.ceilings import ceilings
 from archbench.hardware.detect import Host, default_device, detect, machine_name, place
+from archbench.hardware.preflight import fact, preflight
 from archbench.hardware.profiles import match
 from archbench.harness.configuration import own_repository, results_dir
 from archbench.harness.measure import Bench
@@ -49,6 +50,7 @@ PACKAGES = (
 )  # fmt: skip
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "int8")  # those a device does not have are left out
 CONFIGURATION = "asv.conf.json"
+FORCED = "ARCHBENCH_FORCED"  # what stood in the way of this run, where somebody has looked
 RUN_FILE = "ARCHBENCH_RUN_FILE"  # set by `archbench run`, so that it can follow the run's progress
 
 
@@ -63,9 +65,11 @@ class Session(msgspec.Struct, frozen=True):
     cache_bytes: int
     derivations: str  # the folder of the tracks' derivations, a file <track>.md each
     opened_at: int = 0  # bytes of the run's file that are from before it was cut off
+    forced: str = ""  # what stood in the way of this run and was overruled
 
     def bench(self) -> Bench:
-        return Bench(Place(self.device, self.cores, self.memory_bytes), self.run.ceilings, self.cache_bytes)
+        where = Place(self.device, self.cores, self.memory_bytes)
+        return Bench(where, self.run.ceilings, self.cache_bytes, self.forced)
 
 
 def versions(host: Host) -> dict[str, str]:
@@ -186,7 +190,14 @@ def open_run(configuration: Path) -> Session:
         cache_bytes=last_level_cache(host, device),
         derivations=str(configuration.parent / "docs" / "derivations"),
         opened_at=opened_at,
+        forced=_overruled(path.parent),
     )
+
+
+def _overruled(folder: Path) -> str:
+    """What stands in the way of this run and is overruled; asv alone asks nobody, so it is looked at here."""
+    seen = os.environ.get(FORCED)
+    return fact(preflight(folders=[folder])) if seen is None else seen
 
 
 def last_level_cache(host: Host, device: Device) -> int:
