@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 from archbench.cells import Data
 from archbench.models.edge_llm._config import MODELS
 from archbench.models.edge_llm._weights_gguf import BadGguf
+from archbench.track import Unavailable
 
 if TYPE_CHECKING:
     from archbench.models.edge_llm import EdgeCase
 
 FOLDER = "ARCHBENCH_EDGE"  # environment variable
 KINDS = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
-SEAL = b"archbench edge 1"  # before the digest, at the end of the file
+SEAL = b"archbench edge 2"  # before the digest, at the end of the file; raised when the same name means other numbers
 DIGEST_BYTES = 32
 TINY = "tiny_random"  # made where it is asked for: half a second
 PIECE = 1 << 20  # bytes that are read at a time
@@ -60,13 +61,13 @@ def missing(model: str, weights: str) -> str | None:
     if never is not None:
         return never
     where = path(model, weights)
-    if model == TINY and not where.exists():
-        try:
+    try:
+        if model == TINY and not is_whole(where):
             build(model, [weights])
-        except ImportError as error:
-            return f"needs the package {error.name}"
-        except (BadArtefact, OSError) as error:
-            return str(error)
+    except ImportError as error:
+        return f"needs the package {error.name}"
+    except (BadArtefact, OSError) as error:
+        return str(error)
     if not where.exists():
         kind = f" --weights {weights}" if weights not in sources.usual(model) else ""
         return f"no weights of {model} in {weights}: run `archbench edge build {model}{kind}`"
@@ -106,6 +107,19 @@ def _only_one() -> Iterator[None]:
         yield
 
 
+def ready(case: EdgeCase) -> Path:
+    """The file of a case, whole. Raises Unavailable with what to do where there is none, or a damaged one."""
+    reason = missing(case.model, case.weights)
+    if reason is not None:
+        raise Unavailable(reason)
+    where = path(case.model, case.weights)
+    try:
+        verify(where)
+    except (BadArtefact, OSError) as error:
+        raise Unavailable(str(error)) from error
+    return where
+
+
 def seal(where: Path) -> None:
     """Append the digest of a file to it."""
     digest = _digest(where, where.stat().st_size)
@@ -135,7 +149,9 @@ def fingerprint(where: Path) -> str:
         file.seek(max(0, where.stat().st_size - len(SEAL) - DIGEST_BYTES))
         end = file.read()
     if end[: len(SEAL)] != SEAL or len(end) != len(SEAL) + DIGEST_BYTES:
-        raise BadArtefact(f"{where} was not made by archbench, or its end is missing: delete it, `{_again(where)}`")
+        raise BadArtefact(
+            f"{where} is not complete, or another version of archbench made it: delete it and run `{_again(where)}`"
+        )
     return end[len(SEAL) :].hex()
 
 

@@ -22,6 +22,8 @@ from archbench.models.edge_llm._weights_blocks import KINDS, Floats
 USUAL = {"tiny_random": ("q4_0",), "stories260k": ("f32", "q8_0"), "tinyllama_1b1_random": ("q4_0",)}
 OTHERS = ("q4_0", "q8_0", "f16")  # the kinds `archbench edge build` makes of any other model when none is named
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+EMBEDDED = 0.02  # of a random embedding: so small that the epsilon of the first norm is seen in the answer
+NORMS = (0.5, 1.5)  # between which the weights of random norms lie: one that is left out is seen
 RESIDUAL = ("attn_output.weight", "ffn_down.weight")
 
 
@@ -85,12 +87,13 @@ class Random(Source):
 
     def tensor(self, name: str) -> Floats:
         shape = self.shapes[name]
+        draw = np.random.default_rng([zlib.crc32(name.encode()), shape[0]])
         if len(shape) == 1:
-            return np.ones(shape, np.float32)
-        deviation = 1.0 if name == EMBEDDING else shape[1] ** -0.5
+            return draw.uniform(*NORMS, shape).astype(np.float32)
+        deviation = EMBEDDED if name == EMBEDDING else shape[1] ** -0.5
         if name.endswith(RESIDUAL):
             deviation *= (2 * self.config.layers) ** -0.5
-        drawn = np.random.default_rng([zlib.crc32(name.encode()), shape[0]]).standard_normal(shape, np.float32)
+        drawn = draw.standard_normal(shape, np.float32)
         drawn *= np.float32(deviation)
         return drawn
 

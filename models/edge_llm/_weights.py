@@ -84,10 +84,7 @@ def _opened(path: Path, stamp: tuple[int, int]) -> Weights:
 def open_weights(what: EdgeCase | Path) -> Weights:
     """The weights of a case, or of a file. Raises Unavailable where they are missing or damaged, with what to do."""
     if not isinstance(what, Path):
-        reason = artefacts.missing(what.model, what.weights)
-        if reason is not None:
-            raise Unavailable(reason)
-        what = artefacts.path(what.model, what.weights)
+        what = artefacts.ready(what)
     try:
         status = what.stat()
     except OSError as error:
