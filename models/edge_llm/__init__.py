@@ -195,6 +195,31 @@ def _bench_cases() -> tuple[EdgeCase, ...]:
     )  # fmt: skip
 
 
+NOTES = """\
+Every contender gets the same file: the quantised blocks of a GGUF are its weights, whatever order it repacks them in. In
+f32, f16, q8_0 and q4_0 every matrix is of that kind, embedding and vocabulary included, so that runtimes that have no
+mixed formats can answer; q4_k_m is llama.cpp's own mix. Rows of "random" weights have the shapes of a model and values
+nobody trained: time and memory do not depend on them.
+
+pp128 is a prompt of 128 tokens in one call, answered by the logits after its last token. tg32 is 32 tokens, each
+evaluated alone: a contender sees a token only after it has given the logits of the one before, so nothing can be
+batched. d2048 says that 2048 tokens were evaluated before the clock started. Tokens are drawn at random, so neither a
+tokeniser nor sampling is part of the time. Times are per token; the first token of a prompt comes after the whole
+call, and first_answer_s is that with loading the model in a process of its own, resident_bytes that process's peak.
+
+The limit of a token that is written is memory: all weights and the cached keys and values are read for each. Of the
+bytes of a pass as many as fit into the last-level cache may still be there from the pass before and are not counted, so
+"of limit" of a small model reads lower than its share of the bandwidth. A prompt is limited by arithmetic, in int8
+beside quantised weights.
+
+Answers are compared with a numpy computation on the dequantised weights, in float64 for small models. Runtimes round
+activations to int8 beside quantised weights; the bounds allow twice what that costs over the products a token passes,
+and the best token must be among the reference's best. A cache kv-q8_0 is 8-bit; otherwise at least 16 bits are asked.
+
+ort_plain, ort_copied_cache, ort_no_cache and ort_fp32_activations each leave out one thing ort_fused does: fused
+operators, a cache that is shared instead of copied, a cache at all, 8-bit activations. What an idea is worth is the
+distance between two rows."""
+
 TRACK = Track(
     name="edge_llm",
     question="Which runtime gives the next token of a Llama model soonest on a small machine?",
@@ -213,4 +238,5 @@ TRACK = Track(
     rereads=EdgeCase.passes,
     data=artefacts.data,
     on_request="40 minutes",
+    notes=NOTES,
 )
