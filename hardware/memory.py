@@ -67,4 +67,6 @@ def swaps(root: Path = Path("/")) -> list[Swap]:
 
 def in_words(found: list[Swap]) -> str:
     """``zram 1.91 GiB, file 512 MiB on a card``; empty where there is none."""
-    return ", ".join(f"{s.kind} {size(s.size_bytes)}{' on a card' if s.on_card else ''}" for s in found)
+    mebibyte = 1 << 20  # the kernel leaves the page with the header out: 1020 MiB would be said of 1024
+    whole = [(s, size(round(s.size_bytes / mebibyte) * mebibyte)) for s in found]
+    return ", ".join(f"{s.kind} {much}{' on a card' if s.on_card else ''}" for s, much in whole)

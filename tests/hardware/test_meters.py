@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import raspberry
 
 from archbench.hardware.meters import (
     EnergyMeter,
     NoMeter,
+    PowerMeter,
     energy_meter,
+    integral,
     nvml_meter,
     peak_device_bytes,
     peak_host_bytes,
+    pmic_meter,
     rapl_meter,
 )
+from archbench.harness import energy
 
 Make = Callable[..., Any]
+Record = Callable[[Mapping[str, str]], Path]
 
 
 @pytest.mark.parametrize("mebibytes", [16, 128])
@@ -130,3 +138,110 @@ def test_a_gpu_without_a_counter_of_its_own_is_a_reason(make_nvml: Make, monkeyp
     old = make_nvml()
     old.broken.add("energy")
     assert nvml_meter(old) == NoMeter("this GPU has no energy counter: Not Supported")
+
+
+@pytest.mark.parametrize(
+    ("samples", "joules"),
+    [
+        ([(1.0, 4.0), (2.0, 4.0), (3.0, 4.0)], 16.0),  # constant: every trapezoid a rectangle, out to both ends
+        ([(1.0, 2.0), (2.0, 4.0), (3.0, 8.0)], 2.0 + 3.0 + 6.0 + 8.0),  # by hand
+        ([(0.5, 1.0), (1.0, 1.0), (3.5, 6.0)], 0.5 + 0.5 + 2.5 * 3.5 + 3.0),  # not evenly spaced
+        ([(1.0, 4.0), (2.0, 4.0)], None),  # too few
+        ([(1.0, 4.0), (2.0, None), (2.5, 4.0), (3.0, 4.0)], None),  # a reading that failed
+        ([], None),
+    ],
+)
+def test_energy_is_the_integral_of_sampled_power(
+    samples: list[tuple[float, float | None]], joules: float | None
+) -> None:
+    found = integral(samples, 0.0, 4.0, least=3)
+    assert found == (None if joules is None else pytest.approx(joules))
+
+
+def test_the_integral_of_a_ramp_is_exact_between_its_samples() -> None:
+    samples = [(t / 10, 5.0 * t / 10) for t in range(11)]
+    assert integral(samples, 0.0, 1.0, least=5) == pytest.approx(2.5)
+
+
+def test_power_is_sampled_while_the_block_runs_and_not_after() -> None:
+    enough, readings = threading.Event(), []
+
+    def read() -> float:
+        readings.append(threading.get_ident())
+        if len(readings) >= 20:
+            enough.set()
+        return 7.0
+
+    meter = PowerMeter("a rail", read, every_s=0.001)
+    began = time.perf_counter()
+    with meter.measure() as reading:
+        assert enough.wait(30)
+    longest = time.perf_counter() - began
+    after = len(readings)
+    assert threading.get_ident() not in readings
+    assert reading.joules is not None
+    assert 0 < reading.joules <= 7.0 * longest
+    assert len(readings) == after
+
+
+def test_a_meter_that_fails_in_between_gives_no_number() -> None:
+    answers, over = iter([7.0] * 10 + [None]), threading.Event()
+
+    def read() -> float | None:
+        answer = next(answers, 8.0)
+        if answer == 8.0:  # the one that failed is in
+            over.set()
+        return answer
+
+    with PowerMeter("a rail", read, every_s=0.001).measure() as reading:
+        assert over.wait(30)
+    assert reading.joules is None
+
+
+def test_the_thread_ends_with_a_block_that_raises() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError), PowerMeter("a rail", lambda: 7.0, every_s=0.001).measure() as reading:
+        raise ZeroDivisionError
+    assert threading.active_count() == before
+    assert reading.joules is None
+
+
+PI_5 = {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0"}
+PI_4 = {"proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"}
+
+
+def test_a_raspberry_pi_5_is_metered_by_its_rails(record: Record, firmware: dict[str, str]) -> None:
+    firmware["pmic_read_adc"] = raspberry.PMIC
+    meter = energy_meter("cpu", record(PI_5))
+    assert isinstance(meter, PowerMeter)
+    assert (meter.source, meter.trust) == ("PMIC rails", "derived")
+    assert meter.read() == pytest.approx(raspberry.PMIC_W, abs=0.01)
+
+
+def test_a_raspberry_pi_4_has_no_meter_and_says_so(record: Record, firmware: dict[str, str]) -> None:
+    firmware["pmic_read_adc"] = raspberry.PMIC_ABSENT
+    expected = NoMeter("Raspberry Pi 4 Model B does not measure the power of its rails")
+    assert energy_meter("cpu", record(PI_4)) == expected
+    assert pmic_meter("Raspberry Pi 4 Model B Rev 1.4") == expected
+
+
+@pytest.mark.parametrize("watts", [5.0, None])
+def test_what_one_call_took_says_how_far_to_trust_it(monkeypatch: pytest.MonkeyPatch, watts: float | None) -> None:
+    meter = PowerMeter("a rail", lambda: watts, window_s=0.1, every_s=0.001)
+    monkeypatch.setattr(energy, "energy_meter", lambda device: meter)
+    calls = []
+    began = time.perf_counter()
+    found = energy.energy_of(lambda: calls.append(time.sleep(0.01)), "cpu", latency_s=0.01)
+    longest = time.perf_counter() - began
+    assert len(calls) == 10
+    if watts is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.source, found.trust) == ("a rail", "derived")
+        assert 5.0 * 0.01 <= found.joules <= 5.0 * longest / 10
+
+
+def test_without_a_meter_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "energy_meter", lambda device: NoMeter("no energy counter"))
+    assert energy.energy_of(lambda: pytest.fail("called"), "cpu", latency_s=1.0) is None
