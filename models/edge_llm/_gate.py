@@ -1,10 +1,18 @@
 """Whether a runtime gave the answer of the model it was given.
 
 The reference computes with the very weights of the case, dequantised; so a quantised case is not judged by what its
-quantiser lost. What differs is arithmetic: runtimes round activations to int8 beside quantised weights (and to float16
-beside float16 ones), and that is the error the bounds allow.
+quantiser lost. What differs is arithmetic. Beside quantised weights runtimes round activations to int8, 32 of them to a
+scale: a step of max / 127, and with a maximum of 2.4 standard deviations an error of 2.4 / 127 / sqrt(12) = 0.55 % in
+every product. Beside float16 weights they round to float16: 0.02 %. A token passes four products in a row in each layer
+(queries and values, their output, gate and up, down) and one at the end, each with an error of its own: the square root
+of 4 L + 1 of them, where the residual stream dilutes none. That is what was measured: 2.3-2.8 % for 3 random layers,
+5.4-6.7 % for SmolLM2's 30 in Q4_0. Allowed is twice as much.
 
-Letters: R rows, V vocabulary.
+Errors are relative to how far the logits of a row are spread, their mean taken out: no probability depends on it, while
+a trained model's logits lie eight spreads from zero, and would hide any mistake. Beside float32 weights nothing is
+rounded, the cache neither.
+
+Letters: L layers, R rows, V vocabulary.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity (its --kl-divergence compares in this way)
 """
@@ -15,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from archbench.checks import Wrong, flatten, to_float64
 from archbench.models.edge_llm._reference import logits
@@ -22,24 +31,36 @@ from archbench.models.edge_llm._reference import logits
 if TYPE_CHECKING:
     from archbench.models.edge_llm import EdgeCase
 
+Array = npt.NDArray[np.float64]
+
+EXACT = 1e-4  # float32: rounding of 2^-24 in sums of some hundred products; 2e-6 were measured
+HALF = 2e-4  # of one product, activations rounded to float16
+INT8 = 5.5e-3  # of one product, activations rounded to int8 in blocks of 32
+MARGIN = 2.0
+ROW = 2.0  # how much worse than all rows together one of them may be
+ENTRY = 6.0  # and one logit: errors are sums of many, nearly normal, and there are a million of them
+SHIFT = 10.0  # and the mean of a row
+BEST = {"f32": 2, "f16": 3}  # a row's best token is among so many best of the reference: near ties change places
+BEST_INT8 = 10
+
 
 @dataclass(frozen=True)
 class Bound:
     """How far logits may be from the reference's."""
 
-    relative: float  # |got - want| / |want| over all rows
-    correlation: float  # of each row, at least
-    top: int  # the best token is among so many best of the reference
+    relative: float  # of all rows together
+    best: int
     reason: str
 
 
-EXACT = Bound(1e-4, 0.999999, 2, "float32 weights and activations: rounding of 2^-24 through some hundred sums")
-HALF = Bound(1e-2, 0.9999, 3, "float16 activations: rounding of 2^-11 in every matrix product")
-MIXED = Bound(0.1, 0.99, 10, "int8 activations in blocks of 32: half a percent in every matrix product")
-
-
 def bound(case: EdgeCase) -> Bound:
-    return {"f32": EXACT, "f16": HALF}.get(case.weights, MIXED)
+    products = 4 * case.config.layers + 1
+    if case.kv == "f16" and case.weights == "f32":
+        return Bound(EXACT, BEST["f32"], "float32 weights, activations and cache")
+    step, word = (HALF, "float16") if case.kv == "f16" and case.weights == "f16" else (INT8, "int8")
+    best = BEST["f16"] if step == HALF else BEST_INT8
+    relative = MARGIN * step * products**0.5
+    return Bound(relative, best, f"activations in {word}: {step:.2%} in each of {products} products in a row, twice")
 
 
 def gate(case: EdgeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
@@ -48,31 +69,46 @@ def gate(case: EdgeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
     if len(given) != 1:
         raise Wrong(f"returned {len(given)} arrays, expected the logits")
     got_RV, want_RV = to_float64(given[0], "logits"), logits(case, inputs[0]).astype(np.float64)
+    return agreement(got_RV, want_RV, bound(case))
+
+
+def agreement(got_RV: Array, want_RV: Array, allowed: Bound) -> float:
+    """The relative error of logits. Raises Wrong where they are not within the bound."""
     if got_RV.shape != want_RV.shape:
         raise Wrong(f"logits have shape {got_RV.shape}, expected {want_RV.shape}")
     if not np.isfinite(got_RV).all():
         row, token = map(int, np.argwhere(~np.isfinite(got_RV))[0])
         raise Wrong(f"logits[{row}, {token}] is {got_RV[row, token]}, expected {want_RV[row, token]:.6g}")
-    allowed = bound(case)
-    error = float(np.linalg.norm(got_RV - want_RV) / np.linalg.norm(want_RV))
-    if error > allowed.relative:
-        row, token = map(int, np.unravel_index(np.abs(got_RV - want_RV).argmax(), got_RV.shape))
-        raise Wrong(
-            f"logits are off by {error:.3g} of their size, allowed are {allowed.relative:g} ({allowed.reason}); "
-            f"most at [{row}, {token}]: {got_RV[row, token]:.6g}, expected {want_RV[row, token]:.6g}"
-        )
-    for row, (got_V, want_V) in enumerate(zip(got_RV, want_RV, strict=True)):
-        found = float(np.corrcoef(got_V, want_V)[0, 1])
-        if found < allowed.correlation:
-            raise Wrong(
-                f"the logits of row {row} correlate with the reference's by {found:.6g}, "
-                f"expected are {allowed.correlation:g} ({allowed.reason})"
-            )
-        best = int(got_V.argmax())
-        rank = int((want_V > want_V[best]).sum())
-        if rank >= allowed.top:
-            raise Wrong(
-                f"row {row}: the best token is {best} ({got_V[best]:.6g}), the reference's number {rank + 1} "
-                f"({want_V[best]:.6g}; its best is {int(want_V.argmax())}); allowed are the first {allowed.top}"
-            )
+    off_RV = got_RV - want_RV
+    spread_R = want_RV.std(axis=1)
+    shift_R = off_RV.mean(axis=1)
+    off_RV -= shift_R[:, None]
+    error_R = off_RV.std(axis=1)
+    error = float(np.linalg.norm(error_R) / np.linalg.norm(spread_R))
+    entry = np.unravel_index(int(np.argmax(np.abs(off_RV) / spread_R[:, None])), off_RV.shape)
+    row, token = int(entry[0]), int(entry[1])
+    worst = f"worst is [{row}, {token}]: {got_RV[entry]:.6g}, expected {want_RV[entry]:.6g}"
+    limit = allowed.relative
+    for value, factor, what in (
+        (error, 1.0, "the logits are off"),
+        (float((error_R / spread_R).max()), ROW, f"the logits of row {int((error_R / spread_R).argmax())} are off"),
+        (float(abs(off_RV[entry]) / spread_R[row]), ENTRY, "a logit is off"),
+        (float((abs(shift_R) / spread_R).max()), SHIFT, f"row {int((abs(shift_R) / spread_R).argmax())} is shifted"),
+    ):
+        if value > factor * limit:
+            reason = allowed.reason if factor == 1 else f"{factor:g} times {limit:.3g}: {allowed.reason}"
+            raise Wrong(f"{what} by {value:.3g} of their spread, allowed are {factor * limit:.3g} ({reason}); {worst}")
+    _best(got_RV, want_RV, allowed.best)
     return error
+
+
+def _best(got_RV: Array, want_RV: Array, allowed: int) -> None:
+    """Raises Wrong where a row's best token is not among the first of the reference."""
+    for row, (got_V, want_V) in enumerate(zip(got_RV, want_RV, strict=True)):
+        token = int(got_V.argmax())
+        rank = int((want_V > want_V[token]).sum()) + 1
+        if rank > allowed:
+            raise Wrong(
+                f"row {row}: the best token is {token} ({got_V[token]:.6g}), the reference's number {rank} "
+                f"({want_V[token]:.6g}; its best is {int(want_V.argmax())}); allowed are the first {allowed}"
+            )

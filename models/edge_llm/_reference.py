@@ -125,12 +125,12 @@ def _attention(queries_HTD: Array, keys_KSD: Array, values_KSD: Array, before: i
     grouped = queries_HTD.reshape(groups, heads // groups, tokens, size)
     out = np.empty_like(grouped)
     for start in range(0, tokens, QUERIES):
-        part = slice(start, min(start + QUERIES, tokens))
-        last = before + part.stop
-        scores = grouped[:, :, part] @ keys_KSD[:, None, :last].swapaxes(-1, -2) / np.sqrt(size).astype(grouped.dtype)
-        future = np.arange(last) > before + np.arange(part.start, part.stop)[:, None]
-        scores[..., future] = -np.inf
+        rows = np.arange(start, min(start + QUERIES, tokens))
+        seen = slice(before + rows[-1] + 1)
+        keys, values = keys_KSD[:, None, seen], values_KSD[:, None, seen]
+        scores = grouped[:, :, rows] @ keys.swapaxes(-1, -2) / np.sqrt(size).astype(grouped.dtype)
+        scores[..., np.arange(keys.shape[2]) > before + rows[:, None]] = -np.inf
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
-        out[:, :, part] = scores @ values_KSD[:, None, :last]
+        out[:, :, rows] = scores @ values
     return out.transpose(2, 0, 1, 3).reshape(tokens, heads * size)
