@@ -41,6 +41,7 @@ def as_dict(row: Row) -> dict[str, Any]:
         "limit_fraction": row.limit_fraction,
         "host": dict(sorted(row.host.items())),
         "reproduce": row.reproduce,
+        "verified": row.verified.as_dict() if row.verified else None,
     }
 
 

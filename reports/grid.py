@@ -31,7 +31,9 @@ TEXTS: dict[str, Callable[[Row], str]] = {
     "family": lambda row: row.note.family,
     "differs": lambda row: row.note.differs or "",
     "quality": lambda row: row.quality,
+    "verified": lambda row: row.verified.words if row.verified else "",
 }
+SIGNED = "the run came in a commit that this machine's key signed, and is still what was signed"
 KNOWN_METRICS = ("latency_s", "slowdown", "peak_bytes", "error", "energy_j")
 
 
@@ -179,6 +181,7 @@ def _columns(rows: Sequence[Row], item: str) -> list[Column]:
         Column("energy", "Energy", f"joules a {item}, where there is a counter", energy),
         Column("blocks", "Blocks", "paired blocks behind the slowdown", False),
         Column("status", "Status"),
+        Column("verified", "Verified", SIGNED, any(row.verified for row in rows)),
         Column("repeat", "Repeat", "the command that measures the row again"),
     ]
 

@@ -1,8 +1,8 @@
 """Reading a results folder: every file is looked at with suspicion, the good ones count, the others are named.
 
-A results folder holds one folder per machine: asv's ``machine.json`` and ``<commit>-<env>.json`` files, and our run
-files in ``cells/``. asv's ``benchmarks.json`` lies beside the machines. Nothing here raises for what a file holds: it
-becomes a ``Problem`` with its path and reason, and the rest is read.
+A results folder holds one folder per machine: asv's ``machine.json`` and ``<commit>-<env>.json`` files, our run files
+in ``cells/``, and in ``verified.jsonl`` which of them came signed. asv's ``benchmarks.json`` lies beside the machines.
+Nothing here raises for what a file holds: it becomes a ``Problem`` with its path and reason, and the rest is read.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from archbench.reports.meaning import legible_texts
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 5
 MAX_FILES = 200_000
+PROOFS = "verified.jsonl"
 
 
 @dataclass(frozen=True, order=True)
@@ -57,6 +58,7 @@ class Files:
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> machine.json
     asv: list[tuple[str, Path]] = field(default_factory=list)  # (machine, file)
     runs: list[tuple[str, Path]] = field(default_factory=list)
+    proofs: list[tuple[str, Path]] = field(default_factory=list)
     benchmarks: dict[str, Any] = field(default_factory=dict)  # name -> asv's description
     problems: list[Problem] = field(default_factory=list)
 
@@ -142,6 +144,8 @@ def survey(folder: Path) -> Files:
             _guard(files, folder, path, lambda p=path: files.machines.update({p.parent.name: _machine(p)}))
         elif path.suffix == ".jsonl" and place.name == CELLS_DIR:
             files.runs.append((place.parent.name, path))
+        elif path.name == PROOFS and place != folder:
+            files.proofs.append((place.name, path))
         elif path.suffix == ".json":
             files.asv.append((place.name, path))
         elif path.suffix == ".jsonl":

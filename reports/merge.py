@@ -7,6 +7,7 @@ as you like, ends in the same folder:
   files of one name are refused by name, before anything is written;
 - asv's ``<commit>-<env>.json`` are joined benchmark by benchmark: the newer ``started_at`` counts, and at the same time
   the one whose JSON sorts last;
+- ``verified.jsonl`` is the union of its proofs;
 - ``benchmarks.json`` is the union of its benchmarks, ``machine.json`` the one that sorts last where two differ.
 
 What the reader would not read is left where it is and named. Nothing is deleted; a file that is the join already is
@@ -26,8 +27,10 @@ from typing import Any
 from archbench.atomic import write_atomically
 from archbench.names import legible
 from archbench.reports.asv_tree import as_version_2, parse
-from archbench.reports.load import Problem, Unreadable, finite, read_bytes, read_json, read_object, survey
+from archbench.reports.load import PROOFS, Problem, Unreadable, finite, read_bytes, read_json, read_object, survey
 from archbench.reports.meaning import check_asv
+from archbench.reports.proofs import joined as join_proofs
+from archbench.reports.proofs import read_proofs
 from archbench.reports.run_files import read_run
 
 Join = Callable[[bytes, bytes], bytes]
@@ -90,6 +93,8 @@ def _readable(folder: Path, problems: list[Problem]) -> Iterator[Path]:
         checks[path] = partial(read_run, path, path.name, machine)
     for machine, path in files.asv:
         checks[path] = partial(_read_asv, path, machine)
+    for machine, path in files.proofs:
+        checks[path] = partial(read_proofs, path, machine)
     homes = {folder / machine for machine in files.machines} | {path.parent for _, path in files.asv}
     for path in (*(home / "machine.json" for home in homes), folder / "benchmarks.json"):
         if path.is_file() and not path.is_symlink():
@@ -112,6 +117,8 @@ def _joined(name: str, versions: Sequence[Path]) -> bytes:
 
 
 def _join_for(name: str) -> Join:
+    if name.endswith(f"/{PROOFS}"):
+        return lambda a, b: a if a == b else join_proofs(a, b)
     if name.endswith(".jsonl"):
         return _longer
     if name.endswith("machine.json"):

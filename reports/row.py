@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from archbench.cells import ContenderNote, Metric, Scalar, Status
+from archbench.reports.proofs import Proof
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Row:
     series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)  # curves: loss over step
     samples: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # a metric's values by seed
     quality: str = ""  # the metric that ranks, where it is not the time
+    verified: Proof | None = None  # that its run came signed by its machine
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:

@@ -14,7 +14,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from archbench.cells import Cell, ContenderNote, Metric, Run, Scalar, TrackNote
+from archbench.cells import CELLS_DIR, Cell, ContenderNote, Metric, Run, Scalar, TrackNote
 from archbench.reports.archive import EMPTY, Archive, Source, build
 from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
 from archbench.reports.cache import Cache, CachedReader, place
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.meaning import check_metric, date
+from archbench.reports.proofs import Proof, Proofs, read_proofs
 from archbench.reports.quality import case_on, compared, data_of, facts_of, plain_case, whole, with_data
 from archbench.reports.rank import band, log_interval, ranks
 from archbench.reports.row import Row, is_crowded, is_rankable
@@ -55,6 +56,7 @@ class Results:
     sources: list[str]
     problems: list[Problem]
     archive: Archive = EMPTY  # other projects' benchmarks
+    proofs: dict[tuple[str, str], Proof] = field(default_factory=dict)  # by machine and run
 
     @property
     def count(self) -> int:
@@ -70,6 +72,8 @@ def load(folder: Path) -> Results:
     """Read a results folder into ranked rows, sorted. Raises NoResults where there is nothing in it."""
     files = survey(folder)
     problems = files.problems
+    proofs = _proofs(files, folder)
+    verified: dict[tuple[str, str], Proof] = {}
     runs: list[RunFile] = []
     sources: list[str] = []
     for machine, path in files.runs:
@@ -79,6 +83,13 @@ def load(folder: Path) -> Results:
         except Unreadable as error:
             problems.append(Problem(name, str(error)))
             continue
+        try:
+            proof = proofs.of(machine, f"{CELLS_DIR}/{path.name}", run.sha256)
+        except Unreadable as error:
+            problems.append(Problem(name, str(error)))
+        else:
+            if proof is not None:
+                run.verified = verified[machine, run.run.run] = proof
         problems += run.problems
         runs.append(run)
         sources.append(name)
@@ -121,7 +132,18 @@ def load(folder: Path) -> Results:
         sources=sorted(sources),
         problems=sorted(set(problems)),
         archive=archive,
+        proofs=verified,
     )
+
+
+def _proofs(files: Files, folder: Path) -> Proofs:
+    found = Proofs()
+    for machine, path in files.proofs:
+        try:
+            found.add(machine, read_proofs(path, machine))
+        except Unreadable as error:
+            files.problems.append(Problem(relative(path, folder), str(error)))
+    return found
 
 
 @contextmanager
@@ -172,6 +194,7 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             series=cell.series,
             samples=cell.samples,
             quality=note.quality if note else "",
+            verified=file.verified,
         )
 
 

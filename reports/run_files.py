@@ -21,6 +21,7 @@ from archbench.reports.meaning import (
     check_record,
     readable,
 )
+from archbench.reports.proofs import Proof
 
 MAX_LINES = 200_000
 MAX_BAD_LINES = 100
@@ -41,11 +42,14 @@ class RunFile:
     cells: list[Cell] = field(default_factory=list)
     unfinished: list[Cell] = field(default_factory=list)  # begun, never ended: crashed, where no run knows more
     problems: list[Problem] = field(default_factory=list)
+    sha256: str = ""  # of its content
+    verified: Proof | None = None
 
 
 def read_run(path: Path, name: str, machine: str) -> RunFile:
     """Read a run file; ``name`` is how problems call it. Raises Unreadable when it has no usable header."""
-    lines = read_bytes(path).split(b"\n")
+    content = read_bytes(path)
+    lines = content.split(b"\n")
     if lines and not lines[-1]:
         lines.pop()
     if len(lines) > MAX_LINES:
@@ -66,7 +70,7 @@ def read_run(path: Path, name: str, machine: str) -> RunFile:
         assert isinstance(header, Run)
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    found = RunFile(header, name)
+    found = RunFile(header, name, sha256=hashlib.sha256(content).hexdigest())
     work = 0
     started: dict[tuple[str, str, str], Started] = {}
     for number, line in enumerate(lines[1:], start=2):

@@ -5,7 +5,8 @@ leaves out, with the same words. Two checks need more than the files and are mad
 tomorrow) and a git history (a commit nobody made). A board must not change with the day it is rendered on, so it
 shows such rows; whoever publishes validates first.
 
-Signatures do not exist yet, so that a signer matches his folder is not checked.
+Signatures are not checked here: ``archbench agent collect`` does, and leaves a proof. That a run file is still what its
+proof says, is.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from archbench.reports.charts.heat import Heat, heat
 from archbench.reports.charts.pareto import pareto
 from archbench.reports.charts.scaling import scaling
 from archbench.reports.export import rank_text
+from archbench.reports.proofs import Proof
 from archbench.reports.rank import band, log_interval, overall
 from archbench.reports.row import Row, is_crowded, is_rankable
 from archbench.reports.rows import Results
@@ -284,6 +285,7 @@ class MachineView:
     ceilings: list[tuple[str, str, str, str, str, str]]
     runs: list[Run]
     tracks: list[str]
+    proofs: dict[str, Proof]  # by run
 
 
 def machine_kind(results: Results, name: str) -> str:
@@ -315,4 +317,5 @@ def machine_view(results: Results, name: str) -> MachineView:
         if value not in ("", None)
     ]
     tracks = sorted({row.track for row in results.rows if row.machine == name})
-    return MachineView(name, machine_kind(results, name), shown, ceilings, list(reversed(runs)), tracks)
+    proofs = {run: proof for (machine, run), proof in results.proofs.items() if machine == name}
+    return MachineView(name, machine_kind(results, name), shown, ceilings, list(reversed(runs)), tracks, proofs)

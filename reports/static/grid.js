@@ -110,6 +110,7 @@
     energy: { className: "num", draw: (i) => [printed("energy_j", i)], sort: (i) => metric("energy_j", i) },
     blocks: { className: "num", draw: (i) => [String(metric("slowdown", i, "n") ?? "")], sort: (i) => metric("slowdown", i, "n") },
     status: { draw: badge, sort: (i) => text("status", i) },
+    verified: { draw: (i) => [text("verified", i)], sort: (i) => text("verified", i) },
     repeat: { className: "repeat", draw: copier, sort: command },
   };
   const offered = JSON.parse(home.dataset.columns); // [key, label, title, shown]
