@@ -101,6 +101,7 @@ def test_a_run_knows_from_its_environment_and_asv_alone_looks_itself(
 def test_every_row_says_what_was_overruled(monkeypatch: pytest.MonkeyPatch, forced: str) -> None:
     loaded = Loaded("toy", "honest", "toy", Contender(build=lambda case: honest), "ok", "", ContenderNote())
     monkeypatch.setattr(measure, "load_contender", lambda track, contender: loaded)
+    monkeypatch.setattr(measure, "wait_for_quiet", lambda: None)
     run = Run(schema=1, run="20260102T030405Z-abcdef", machine="pi5", commit="a" * 40, dirty=False, started="")
     opened = session.Session("", run, "cpu", PLACE.cores, PLACE.memory_bytes, 0, "", forced=forced)
     cell = measure.measure_cell(TRACK, ToyCase(), "honest", opened.bench())

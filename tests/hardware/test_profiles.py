@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from archbench.hardware.board import Board
 from archbench.hardware.cpu import Cpu
 from archbench.hardware.detect import Host
 from archbench.hardware.gpu import Gpu
@@ -90,6 +91,23 @@ def test_a_recorded_machine_matches(recorded: Callable[[str], Host], machine: st
     found = match(recorded(machine), "cpu")
     assert found is not None
     assert found.id == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("Raspberry Pi 400 Rev 1.0", "raspberry-pi-4"),
+        ("Raspberry Pi Compute Module 4 Rev 1.1", "raspberry-pi-4"),
+        ("Raspberry Pi 500 Rev 1.0", "raspberry-pi-5"),
+        ("Raspberry Pi Compute Module 5 Rev 1.0", "raspberry-pi-5"),
+        ("Raspberry Pi 3 Model B Plus Rev 1.3", None),
+        ("Raspberry Pi Zero 2 W Rev 1.0", None),
+    ],
+)
+def test_boards_of_one_chip_share_a_profile(model: str, expected: str | None) -> None:
+    cpu = Cpu(model="Cortex", vendor="arm", architecture="aarch64", cores=4, cores_total=4)
+    found = match(Host(cpu=cpu, memory_bytes=4_000_000_000, board=Board(model=model)), "cpu")
+    assert (found.id if found else None) == expected
 
 
 def test_an_unknown_arm_server_matches_nothing() -> None:
