@@ -205,7 +205,9 @@ def test_the_view_is_saved_with_the_numbers_of_the_export(browser: Any, site: Pa
         rows = json.loads(saved(page, "json"))["rows"]
         wanted = [r for r in results.rows if r.machine == MACHINE and r.case == "len512" and r.date.startswith("2026")]
         assert len(rows) == len(wanted) == 5
-        dicts = {row.contender: {k: v for k, v in as_dict(row).items() if k not in ("host", "verified")} for row in wanted}
+        dicts = {
+            row.contender: {k: v for k, v in as_dict(row).items() if k not in ("host", "verified")} for row in wanted
+        }
         assert {row["contender"]: row for row in rows} == dicts
         table = list(csv.DictReader(io.StringIO(saved(page, "csv"))))
         theirs = {line["contender"]: line for line in csv.DictReader(io.StringIO(csv_of(wanted)))}
