@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from archbench.hardware.preflight import preflight
 LOCK = "agent.lock"
 # A clock that is further behind a commit is not what the commit's author had; a day more, and readers refuse the run.
 BEHIND = timedelta(hours=12)
+_TRIES, _PAUSE_S = 10, 0.1  # who only asks for the status holds the lock for a moment; a killed agent's heirs end
 
 
 class AlreadyRunning(RuntimeError):
@@ -43,10 +45,14 @@ def alone(state: Path) -> Iterator[int]:
     """Hold the agent's lock; gives its descriptor. Raises AlreadyRunning, OSError."""
     state.mkdir(parents=True, exist_ok=True)
     with (state / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(f"another agent is at work in {state}") from None
+        for left in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise AlreadyRunning(f"another agent is at work in {state}") from None
+                time.sleep(_PAUSE_S)
         yield lock.fileno()
 
 

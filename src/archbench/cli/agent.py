@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from enum import StrEnum
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from archbench.cli.console import app, fail, out
+from archbench.cli.console import RESULTS, Results, app, fail, out
 from archbench.names import legible
 
 ALREADY_RUNNING = 3
@@ -31,11 +33,6 @@ State = Annotated[
         show_default=False,
     ),
 ]
-
-
-class Format(StrEnum):
-    text = "text"
-    json = "json"
 
 
 def _state(given: Path | None) -> Path:
@@ -113,12 +110,14 @@ def run(
     try:
         config = load(folder)
         with logging_to(folder / "log") as log, interruptible():
-            while True:
-                seen = look(config, log, tuple(again or ()))
-                if once:
-                    break
+            seen = look(config, log, tuple(again or ()))
+            while not once:
                 time.sleep(config.interval_s)
-                again, config = None, load(folder)
+                try:
+                    config = load(folder)
+                    look(config, log)
+                except (AlreadyRunning, ValueError, OSError) as error:  # until it is mended
+                    log.warning("no look: %s", error)
     except AlreadyRunning as error:
         fail(str(error), ALREADY_RUNNING)
     except KeyboardInterrupt:
@@ -128,3 +127,87 @@ def run(
     except OSError as error:  # not even the outcome could be noted
         fail(str(error), 1)
     raise typer.Exit(0 if seen.whole else 1)
+
+
+@agent.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, schema 1.")] = False,
+    state: State = None,
+) -> None:
+    """Say how the agent fares. Exit 0: all is well. 1: something asks for attention. 2: there is no agent."""
+    import msgspec
+
+    from archbench.hardware.agent.config import load
+    from archbench.hardware.agent.status import status as ask
+
+    try:
+        found = ask(load(_state(state)))
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        for line in found.lines():
+            _say(line)
+    raise typer.Exit(found.exit_code)
+
+
+@agent.command()
+def collect(
+    remote: Annotated[str, typer.Argument(help="The repository machines deliver to.", show_default=False)],
+    allowed_signers: Annotated[
+        Path, typer.Option("--allowed-signers", help="ssh-keygen's file: a line for each machine.")
+    ],
+    revoked_keys: Annotated[
+        Path | None, typer.Option("--revoked-keys", help="Keys that do not count any more, or a KRL.")
+    ] = None,
+    results: Results = RESULTS,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The collector's folder: mirror and quarantine.", show_default=False),
+    ] = None,
+    repository: Annotated[
+        Path | None, typer.Option("--repository", help="Commits must be in the history of this git repository.")
+    ] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option("--accept", help="A commit you vouch for; its rows are not marked verified.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="A commit that is passed over for good.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, schema 1.")] = False,
+) -> None:
+    """Take in what machines delivered: verify every commit, merge what counts, name the rest with its reason.
+
+    Exit 0: all of it counts. 1: something is in quarantine. 2: nothing could be collected.
+    """
+    from archbench.hardware.agent.collect import collect as take_in
+    from archbench.hardware.agent.signed_commit import Signers
+    from archbench.reports.merge import merge
+    from archbench.reports.validate import validate
+
+    def against(folder: Path) -> list[tuple[str, str]]:
+        verdict = validate(folder, now=datetime.now(UTC), repository=repository)
+        return [(problem.path, problem.reason) for problem in verdict.quarantined]
+
+    try:
+        found = take_in(
+            remote,
+            results,
+            Signers(allowed_signers, revoked_keys),
+            state or _own_state() / "archbench-collect",
+            merge=merge,
+            validate=against,
+            accept=tuple(accept or ()),
+            skip=tuple(skip or ()),
+        )
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1))
+    else:
+        for line in found.lines():
+            _say(line)
+    raise typer.Exit(found.exit_code)
+
+
+def _own_state() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
