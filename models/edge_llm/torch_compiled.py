@@ -1,0 +1,34 @@
+"""torch.compile of the same model: one graph, made by Inductor for the sizes of the case.
+
+Norms, rotations, the gate and the residual sums are fused into loops of C++, and Python is left once a step. Matrix
+products stay the library's, on float32 weights. So that one graph serves every token, a step attends to all positions
+of the case behind a mask; the prefix is evaluated before, by the uncompiled model.
+
+Source: Ansel et al. 2024, PyTorch 2 (ASPLOS); own implementation (``_llama_torch.py``)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
+
+from archbench.models.edge_llm import EdgeCase
+from archbench.models.edge_llm._llama_torch import Decoder
+from archbench.track import Contender, Unavailable
+
+
+def build(case: EdgeCase) -> Decoder:
+    if case.kv != "f16":
+        raise Unavailable(f"its cache is float32, not {case.kv}")
+    decoder = Decoder(case, compiled=True)
+    decoder.rewind()
+    try:
+        decoder(np.zeros(case.tokens if case.phase == "pp" else 1, np.int32))
+    except (TorchDynamoException, InductorError) as error:
+        raise Unavailable(f"torch.compile fails here: {str(error).splitlines()[0]}") from error
+    return decoder
+
+
+CONTENDER: Contender[EdgeCase] = Contender(build=build, family="compiler")
