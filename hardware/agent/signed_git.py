@@ -112,7 +112,8 @@ class Git:
 def reason_of(stderr: bytes) -> str:
     """The line of git's complaint that says why: the hook's own word, the first error, or the last line."""
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    for start in ("remote: archbench: ", "remote: error: ", "fatal: ", "error: ", "remote: "):
+    objects = ("error: object ", "remote: error: object ")  # of fsck, before the line that says it found something
+    for start in ("remote: archbench: ", *objects, "remote: error: ", "fatal: ", "error: ", "remote: "):
         for line in lines:
             if line.startswith(start):
                 return line.removeprefix("remote: ")[:500]
