@@ -196,10 +196,10 @@ def _bench_cases() -> tuple[EdgeCase, ...]:
 
 
 NOTES = """\
-Every contender gets the same file: the quantised blocks of a GGUF are its weights, whatever order it repacks them in. In
-f32, f16, q8_0 and q4_0 every matrix is of that kind, embedding and vocabulary included, so that runtimes that have no
-mixed formats can answer; q4_k_m is llama.cpp's own mix. Rows of "random" weights have the shapes of a model and values
-nobody trained: time and memory do not depend on them.
+Every contender gets the same file: the quantised blocks of a GGUF are its weights, whatever order it repacks them in.
+In f32, f16, q8_0 and q4_0 every matrix is of that kind, embedding and vocabulary included, so that runtimes that have
+no mixed formats can answer; q4_k_m is llama.cpp's own mix. Rows of "random" weights have the shapes of a model and
+values nobody trained: time and memory do not depend on them.
 
 pp128 is a prompt of 128 tokens in one call, answered by the logits after its last token. tg32 is 32 tokens, each
 evaluated alone: a contender sees a token only after it has given the logits of the one before, so nothing can be
