@@ -2,8 +2,10 @@
 
 A process has a speed of its own (where its memory lies, who its neighbours are), so repetitions inside one say little
 about the next: here every time is a process that loads the model, makes one pass unseen and times some. The ratio of a
-pair is what counts; both sides saw the same minute. A path in a contender's place is a ``llama-bench``, which is asked
-for the same case. Run by hand, it is no part of the test suite:
+pair is what counts; both sides saw the same minute. Threads that wait for one another are slowed many times over by a
+neighbour, and not by the same factor twice: a pair is made again, up to three times as many in all, where other
+processes used a tenth of the cores, and the calmest are summed up. A path in a contender's place is a ``llama-bench``,
+which is asked for the same case. Run by hand, it is no part of the test suite:
 
     python tests/edge_pairs.py llama_cpp /path/to/llama-bench --case smollm2_135m-q4_0-tg128 --pairs 7
     python tests/edge_pairs.py ort_fused llama_cpp --case tinyllama_1b1_random-q4_0-tg32-t1
@@ -20,14 +22,19 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from statistics import median
+
+import psutil
 
 from archbench.discovery import load_contender
 from archbench.hardware.cpu import usable_cores
+from archbench.harness.neighbours import CROWDED, wait_for_quiet
 from archbench.models.edge_llm import TRACK, EdgeCase
 from archbench.models.edge_llm._artefacts import path
 from archbench.stats import hodges_lehmann
 
+ATTEMPTS = 3  # times the pairs asked for
 SLUG = re.compile(
     r"(?P<model>\w+)-(?P<weights>\w+)-(?P<phase>pp|tg)(?P<tokens>\d+)"
     r"(-d(?P<depth>\d+))?(-kv-(?P<kv>\w+))?(-t(?P<threads>\d+))?"
@@ -82,20 +89,48 @@ def fresh(name: str, case: EdgeCase, calls: int) -> float:
     return median(answer)
 
 
-def pairs(names: tuple[str, str], case: EdgeCase, count: int, calls: int) -> None:
+class Neighbours:
+    """What other processes took of the cores since this was made, as a share."""
+
+    def __init__(self) -> None:
+        self._before = self._look()
+
+    def share(self) -> float:
+        busy, own, wall = (now - then for now, then in zip(self._look(), self._before, strict=True))
+        return max(0.0, busy - own) / wall / (os.cpu_count() or 1)
+
+    @staticmethod
+    def _look() -> tuple[float, float, float]:
+        cpu, own = psutil.cpu_times(), os.times()
+        return sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0), sum(own[:4]), own.elapsed
+
+
+def pair(names: Sequence[str], case: EdgeCase, calls: int) -> tuple[float, float, float]:
+    """Seconds per token of both sides, and what others took of the cores meanwhile."""
+    seconds = [0.0, 0.0]
+    wait_for_quiet()
+    neighbours = Neighbours()
+    for side in random.sample((0, 1), 2):
+        seconds[side] = fresh(names[side], case, calls)
+    return seconds[0], seconds[1], neighbours.share()
+
+
+def pairs(names: Sequence[str], case: EdgeCase, count: int, calls: int) -> None:
     short = [os.path.basename(name) for name in names]
-    logs = []
-    for number in range(1, count + 1):
-        busy = os.getloadavg()[0]
-        order = random.sample((0, 1), 2)
-        seconds = {side: fresh(names[side], case, calls) for side in order}
-        logs.append(math.log(seconds[0] / seconds[1]))
-        sides = ", ".join(f"{short[side]} {seconds[side] * 1e3:.3f} ms" for side in (0, 1))
-        print(f"pair {number}: {sides}, ratio {math.exp(logs[-1]):.4f}, load {busy:.1f}", flush=True)
-    interval = hodges_lehmann(logs).exp()
+    found: list[tuple[float, float]] = []  # share of others, log ratio
+    while sum(others <= CROWDED for others, _ in found) < count and len(found) < ATTEMPTS * count:
+        first, second, others = pair(names, case, calls)
+        found.append((others, math.log(first / second)))
+        print(
+            f"pair {len(found)}: {short[0]} {first * 1e3:.3f} ms, {short[1]} {second * 1e3:.3f} ms, "
+            f"ratio {first / second:.4f}, others {others:.0%}", flush=True,
+        )  # fmt: skip
+    calm = sorted(found)[:count]
+    interval = hodges_lehmann([ratio for _, ratio in calm]).exp()
     print(
-        f"{case.slug}: seconds per token of {short[0]} over {short[1]}, median {math.exp(median(logs)):.4f}, "
-        f"95 % interval of the centre [{interval.lo:.4f}, {interval.hi:.4f}], {count} pairs"
+        f"{case.slug}: seconds per token of {short[0]} over {short[1]}, median "
+        f"{math.exp(median(ratio for _, ratio in calm)):.4f}, 95 % interval of the centre [{interval.lo:.4f}, "
+        f"{interval.hi:.4f}], the {len(calm)} calmest of {len(found)} pairs (others {calm[-1][0]:.0%} at most)"
     )
 
 
@@ -109,7 +144,7 @@ def main() -> None:
     if len(asked.names) == 1:
         print(json.dumps(timed(asked.names[0], asked.case, asked.calls)))
     elif len(asked.names) == 2:
-        pairs((asked.names[0], asked.names[1]), asked.case, asked.pairs, asked.calls)
+        pairs(asked.names, asked.case, asked.pairs, asked.calls)
     else:
         parser.error("one contender or two")
 
