@@ -23,7 +23,10 @@ Outcome = Literal["begun", "failed", "done", "skipped"]
 
 
 class Met(msgspec.Struct, frozen=True, kw_only=True):
-    """A commit and how it fared. ``attempts`` are those in a row that brought no finished cell more."""
+    """A commit and how it fared.
+
+    ``attempts`` failed and ``deaths`` ended with the machine or the agent, in a row and without a finished cell more.
+    """
 
     commit: str
     outcome: Outcome
@@ -31,6 +34,7 @@ class Met(msgspec.Struct, frozen=True, kw_only=True):
     when: str  # UTC, ISO 8601, by this machine's clock
     suites: tuple[str, ...]
     attempts: int = 0
+    deaths: int = 0
     cells: int = 0
     run: str = ""
     reason: str = ""
@@ -103,6 +107,7 @@ class Memory:
         outcome: Outcome,
         *,
         attempts: int = 0,
+        deaths: int = 0,
         cells: int = 0,
         run: str = "",
         reason: str = "",
@@ -116,6 +121,7 @@ class Memory:
             when=now(),
             suites=self.suites,
             attempts=attempts,
+            deaths=deaths,
             cells=cells,
             run=run,
             reason=reason,

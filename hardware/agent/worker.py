@@ -29,6 +29,9 @@ from archbench.hardware.preflight import preflight
 LOCK = "agent.lock"
 # A clock that is further behind a commit is not what the commit's author had; a day more, and readers refuse the run.
 BEHIND = timedelta(hours=12)
+# A cell that takes the machine down is left out by the run itself; what does so before any cell is left here.
+DEATHS = 50
+DIED = f"the machine went down {DEATHS} times before another cell was finished"
 _TRIES, _PAUSE_S = 10, 0.1  # who only asks for the status holds the lock for a moment; a killed agent's heirs end
 
 
@@ -180,12 +183,13 @@ class Worker:
         if met is not None and met.outcome in ("done", "skipped"):  # wanted again: it begins anew
             met = None
         cells, reason = folder.cells(), met.reason if met is not None else ""
-        attempts = met.attempts if met is not None and cells <= met.cells else 0
+        attempts, deaths = (met.attempts, met.deaths) if met is not None and cells <= met.cells else (0, 0)
         if folder.whole() is None:
-            if attempts >= self._config.attempts:
-                return self._give_up(commit, folder, reason or "the machine went down each time")
+            if attempts >= self._config.attempts or deaths >= DEATHS:
+                return self._give_up(commit, folder, reason if deaths < DEATHS else DIED)
             self._see_the_way_is_free(commit)
-        self._memory.note(commit, "begun", attempts=attempts + 1, cells=cells, reason=reason)
+        # Taken back where it is we who end it: who finds the mark knows that nobody could.
+        self._memory.note(commit, "begun", attempts=attempts, deaths=deaths + 1, cells=cells, reason=reason)
         try:
             if folder.whole() is None:
                 self._log.info("%s: measuring%s", commit[:12], f", {cells} cells are there" if cells else "")
@@ -195,7 +199,7 @@ class Worker:
                 raise _Failed("archbench run ended without the file of a run")
             self._outbox.put(run, folder.results)
         except KeyboardInterrupt:
-            self._memory.note(commit, "begun", attempts=attempts, cells=folder.cells(), reason="interrupted")
+            self._memory.note(commit, "begun", attempts=attempts, deaths=deaths, cells=folder.cells(), reason=reason)
             raise
         except (_Failed, CannotInstall, GitFailed, ValueError) as error:
             blameless = folder.cells() > cells or (self._offline and isinstance(error, CannotInstall))
@@ -213,8 +217,8 @@ class Worker:
     def _give_up(self, commit: str, folder: RunFolder, reason: str) -> int:
         """Leave a commit that failed as often as it may; what was measured of it counts."""
         cells, run = folder.cells(), self._salvage(folder)
-        self._memory.note(commit, "skipped", attempts=self._config.attempts, cells=cells, run=run, reason=reason)
-        self._wrong(f"{commit[:12]} is skipped after {self._config.attempts} attempts: {reason}")
+        self._memory.note(commit, "skipped", cells=cells, run=run, reason=reason)
+        self._wrong(f"{commit[:12]} is given up: {reason}")
         folder.remove()
         return 1 if run else 0
 

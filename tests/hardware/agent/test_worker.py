@@ -1,0 +1,402 @@
+"""A look of the agent: what it measures and what it leaves, what each fault is called, and that nothing is lost."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from agent_desk import Desk, git
+
+from archbench.hardware.agent import child, worker
+from archbench.hardware.agent.worker import AlreadyRunning
+from archbench.hardware.preflight import Obstacle
+
+ALL = ["added", "doubled", "shifted"]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+class PowerLost(BaseException):
+    """Nobody handles it, as nobody handles the loss of power."""
+
+
+def _lose_power(*given: object) -> None:
+    raise PowerLost
+
+
+def run_of(commit: str) -> str:
+    return f"20260102T030405Z-{commit[:6]}"
+
+
+def test_a_new_commit_is_measured_delivered_and_left_alone(desk: Desk) -> None:
+    commit = desk.commit()
+    seen = desk.look()
+    assert (seen.whole, seen.measured, seen.reasons) == (True, 1, ())
+    assert desk.delivered() == {run_of(commit): ALL}
+    met = desk.known().commits[commit]
+    assert (met.outcome, met.cells, met.run) == ("done", 3, run_of(commit))
+    assert not list((desk.state / "work").iterdir())
+    again = desk.look()
+    assert (again.whole, again.measured) == (True, 0)
+    assert len(desk.calls()) == 1
+    words, machine, _ = desk.calls()[0]
+    assert (words[:2], words[-1], machine) == (["run", "quick"], "--force", "pi5")
+
+
+def test_a_commit_that_measures_nothing_else_is_no_new_commit(desk: Desk) -> None:
+    desk.commit()
+    desk.look()
+    for path in ("docs/agent.md", "reports/results/pi5/cells/a.jsonl", "README.md", "tests/test_a.py"):
+        desk.commit(path)
+    assert desk.look().measured == 0
+    code = desk.commit("kernels/quick/added.py")
+    assert desk.look().measured == 1
+    assert desk.known().commits[code].outcome == "done"
+
+
+def test_the_newest_comes_first_and_depth_says_how_many(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, depth=2)
+    commits = [desk.commit() for _ in range(3)]
+    assert desk.look().measured == 2
+    numbers = {commit: desk.known().commits[commit].number for commit in commits[1:]}
+    assert numbers[commits[2]] < numbers[commits[1]]
+    assert set(desk.delivered()) == {run_of(commits[1]), run_of(commits[2])}
+
+
+def test_nothing_before_a_date_is_measured(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, depth=5, since="2026-03-01")
+    desk.commit(when="2026-02-01T00:00:00+00:00")
+    young = desk.commit(when="2026-04-01T00:00:00+00:00")
+    assert desk.look().measured == 1
+    assert set(desk.known().commits) == {young}
+
+
+def test_other_suites_ask_the_commit_again_and_fewer_do_not(desk: Desk) -> None:
+    desk.commit()
+    desk.given["suites"] = ["quick", "norm"]
+    assert desk.look().measured == 1
+    desk.given["suites"] = ["norm"]
+    assert desk.look().measured == 0
+    desk.given["suites"] = ["norm", "attention"]
+    assert desk.look().measured == 1
+
+
+def test_commands_come_before_the_run_and_cores_are_counted(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, prepare=["edge build tiny"], threads=1)
+    commit = desk.commit()
+    desk.plays("unprepared")
+    seen = desk.look()
+    assert seen.reasons == (f"{commit[:12]}: preparing ended with 1: no such model",)
+    desk.plays()
+    assert desk.look().whole
+    assert [words[:3] for words, _, _ in desk.calls()][1:] == [["edge", "build", "tiny"], desk.calls()[-1][0][:3]]
+    assert {cores for _, _, cores in desk.calls()} == {1}
+
+
+def test_a_broken_commit_is_named_skipped_and_tried_again_when_asked(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.plays("broken")
+    for attempt in (1, 2):
+        assert desk.look().reasons == (f"{commit[:12]}: the run ended with 1: ImportError: a broken commit",)
+        assert desk.known().commits[commit].attempts == attempt
+    assert desk.look().reasons[1].startswith(f"{commit[:12]} is given up: the run ended with 1")
+    assert desk.known().commits[commit].outcome == "skipped"
+    assert (desk.look().whole, len(desk.calls())) == (True, 3)
+    desk.plays()
+    assert desk.look([commit[:10]]).measured == 1
+    assert desk.known().commits[commit].outcome == "done"
+    assert desk.look(["nonsense"]).reasons == ("the clone: no commit 'nonsense' is known",)
+
+
+def test_another_code_of_the_agent_tries_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = desk.commit()
+    desk.given["attempts"] = 1
+    desk.plays("broken")
+    desk.look()
+    desk.plays()
+    assert desk.look().measured == 0
+    monkeypatch.setattr(worker, "own_code", lambda: "newer")
+    assert desk.look().measured == 1
+    assert desk.known().commits[commit].outcome == "done"
+
+
+def test_a_hanging_run_is_ended_with_all_it_started(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "GRACE_S", 0.5)
+    commit = desk.commit()
+    desk.given["deadline_s"] = 1.5
+    desk.plays("hang:doubled", "deaf")
+    seen = desk.look()
+    assert seen.reasons == (f"{commit[:12]}: the run took more than 1.5 s; it goes on in the next look",)
+    assert not psutil.pid_exists(int((desk.folder / "hanging").read_text()))
+    # One cell more was finished, so this was no vain attempt; the next look goes on behind it.
+    assert (desk.known().commits[commit].attempts, desk.known().commits[commit].cells) == (0, 1)
+    desk.plays()
+    assert desk.look().measured == 1
+    assert desk.delivered() == {run_of(commit): ALL}
+
+
+def test_what_was_measured_of_a_commit_that_is_given_up_is_delivered(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.given["attempts"] = 2
+    desk.plays("die:shifted")
+    seen = [desk.look() for _ in range(3)]
+    assert [look.measured for look in seen] == [0, 0, 1]
+    assert desk.known().commits[commit].outcome == "skipped"
+    assert desk.delivered() == {run_of(commit): ["added", "doubled"]}
+
+
+def test_an_unfinished_commit_nobody_comes_back_to_leaves_its_cells(desk: Desk) -> None:
+    old = desk.commit()
+    desk.plays("die:doubled")
+    desk.look()
+    desk.plays()
+    new = desk.commit()
+    assert desk.look().measured == 1
+    assert desk.delivered() == {run_of(old): ["added"], run_of(new): ALL}
+    assert not list((desk.state / "work").iterdir())
+
+
+def test_what_stands_in_the_way_is_said_and_costs_no_attempt(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = desk.commit()
+    asked = {}
+
+    def hot(**limits: object) -> list[Obstacle]:
+        asked.update(limits)
+        return [Obstacle("heat", "81 °C before the run", "let it cool")]
+
+    monkeypatch.setattr(worker, "preflight", hot)
+    seen = desk.look()
+    assert seen.reasons == ("not measured: heat: 81 °C before the run. To mend it: let it cool",)
+    assert desk.calls() == []
+    assert commit not in desk.known().commits
+    assert asked == {"folders": [desk.state], "min_free_bytes": 0, "max_temperature_c": 70.0}
+
+
+def test_a_clock_that_is_behind_the_commit_measures_nothing(desk: Desk) -> None:
+    commit = desk.commit(when="2099-01-01T00:00:00+00:00")
+    assert desk.look().reasons == (
+        f"not measured: the clock is behind: commit {commit[:12]} is of 2099-01-01T00:00:00Z",
+    )
+    assert desk.calls() == []
+
+
+def test_a_clock_that_was_moved_back_is_said_and_loses_nothing(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.commit()
+    desk.look()
+    state = json.loads((desk.state / "state.json").read_text())
+    state["last"]["when"] = "2099-01-01T00:00:00+00:00"
+    (desk.state / "state.json").write_text(json.dumps(state))
+    newer = desk.commit()
+    assert desk.look().whole
+    assert "the clock was moved back: the last look ended at 2099-01-01T00:00:00+00:00" in caplog.text
+    known = desk.known()
+    assert known.commits[newer].number == max(met.number for met in known.commits.values())
+    assert len(desk.delivered()) == 2
+
+
+def test_without_a_network_what_is_known_is_measured_and_waits(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.look()
+    desk.given["depth"] = 2
+    newer = desk.commit()
+    git(desk.state / "repository", "fetch", "-q", str(desk.repository), "+main:refs/remotes/origin/agent")
+    gone = desk.folder / "gone"
+    desk.repository.rename(gone)
+    desk.remote.rename(desk.folder / "away.git")
+    seen = desk.look()
+    assert seen.measured == 1
+    assert f"{desk.repository} cannot be fetched: " in seen.reasons[0]
+    assert seen.reasons[1].startswith("1 run(s) wait to be delivered: ")
+    (desk.folder / "away.git").rename(desk.remote)
+    gone.rename(desk.repository)
+    (desk.state / "outbox" / "backoff.json").unlink()
+    assert desk.look().whole
+    assert desk.delivered() == {run_of(commit): ALL, run_of(newer): ALL}
+
+
+def test_a_repository_that_is_not_there_at_all_is_a_reason(desk: Desk) -> None:
+    shutil.rmtree(desk.repository)
+    seen = desk.look()
+    assert [reason.partition(":")[0] for reason in seen.reasons] == [
+        f"{desk.repository} cannot be fetched",
+        "nothing was ever fetched",
+    ]
+
+
+@pytest.mark.parametrize("harm", ["emptied objects", "half a clone", "left locks", "no work tree"])
+def test_a_clone_that_lost_power_is_mended_or_made_again(harm: str, desk: Desk) -> None:
+    desk.commit()
+    desk.look()
+    clone = desk.state / "repository"
+    if harm == "emptied objects":
+        for path in (clone / ".git" / "objects").rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)
+                path.write_bytes(b"")
+    elif harm == "half a clone":
+        clone.rename(desk.state / ".repository.new")
+    elif harm == "left locks":
+        for name in ("index.lock", "refs/remotes/origin/agent.lock", "HEAD.lock"):
+            (clone / ".git" / name).touch()
+    else:
+        for path in clone.iterdir():
+            if path.name != ".git":
+                shutil.rmtree(path)
+    desk.commit()
+    assert desk.look().reasons == ()
+    assert len(desk.delivered()) == 2
+
+
+def test_an_agent_that_lost_its_memory_asks_the_remote(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.look()
+    shutil.rmtree(desk.state / "repository")
+    shutil.rmtree(desk.state / "outbox")
+    (desk.state / "state.json").unlink()
+    assert (desk.look().measured, len(desk.calls())) == (0, 1)
+    assert desk.known().commits[commit].reason == "found at the remote"
+
+
+def test_a_state_that_cannot_be_read_is_said_and_replaced(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.look()
+    (desk.state / "state.json").write_bytes(b"\0" * 100)
+    seen = desk.look()
+    assert seen.reasons[0].startswith("what was known of commits is lost: ")
+    assert desk.known().commits[commit].outcome == "done"
+    assert len(desk.calls()) == 1
+
+
+def test_two_agents_do_not_work_in_one_folder(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_PAUSE_S", 0.0)
+    desk.state.mkdir(exist_ok=True)
+    with (desk.state / "agent.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(AlreadyRunning, match="another agent is at work"):
+            desk.look()
+
+
+def test_power_lost_at_every_step_loses_and_doubles_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a life is in turn where everything ends."""
+    commit = desk.commit()
+    left = 0
+
+    def until_the_power_goes(step: object) -> object:
+        def counted(*given: object, **named: object) -> object:
+            nonlocal left
+            if left == 0:
+                raise PowerLost
+            left -= 1
+            return step(*given, **named)  # type: ignore[operator]
+
+        return counted
+
+    for owner, name in (
+        (worker.Memory, "note"),
+        (worker.Outbox, "put"),
+        (worker.Outbox, "deliver"),
+        (worker.RunFolder, "remove"),
+        (worker.Source, "check_out"),
+        (worker.Environment, "ready"),
+        (worker.Worker, "_archbench"),
+    ):
+        monkeypatch.setattr(owner, name, until_the_power_goes(getattr(owner, name)))
+    for steps in range(30):
+        left = steps
+        try:
+            seen = desk.look()
+        except PowerLost:
+            continue
+        if seen.whole:
+            break
+    else:
+        pytest.fail("it never came to an end")
+    left = 1000
+    assert desk.look().measured == 0
+    assert desk.delivered() == {run_of(commit): ALL}
+
+
+def test_a_machine_that_goes_down_each_time_gives_the_commit_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = desk.commit()
+    monkeypatch.setattr(worker, "DEATHS", 4)
+    monkeypatch.setattr(worker.Worker, "_measure", _lose_power)
+    for _ in range(4):
+        with pytest.raises(PowerLost):
+            desk.look()
+    assert desk.look().reasons == (f"{commit[:12]} is given up: {worker.DIED}",)
+
+
+def test_an_interruption_costs_no_attempt(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = desk.commit()
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.Worker, "_measure", interrupted)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                desk.look()
+    assert desk.known().commits[commit].attempts == 0
+    assert desk.look().measured == 1
+
+
+def test_a_full_card_is_a_reason_and_not_a_traceback(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.commit()
+
+    def full(*given: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.Outbox, "put", full)
+        assert desk.look().reasons == ("the state folder: [Errno 28] No space left on device",)
+    assert desk.look().measured == 1
+    assert len(desk.calls()) == 1  # what was measured was still there
+
+
+def test_a_command_that_talks_without_end_fills_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "LONGEST_LOG", 1 << 16)
+    log = tmp_path / "log" / "output.log"
+    talks = "for i in 1 2 3 4 5 6 7 8 9 10; do head -c 100000 /dev/zero | tr '\\0' x; echo; sleep 0.1; done"
+    ended = child.supervise(
+        ["sh", "-c", f"{talks}; sleep 0.5; echo the end"],
+        folder=tmp_path,
+        environment=dict(os.environ),
+        log=log,
+        deadline_s=30,
+    )
+    assert (ended.code, ended.said) == (0, "the end")
+    assert log.stat().st_size < 1000
+
+
+def test_a_child_ends_with_the_agent_that_started_it(tmp_path: Path) -> None:
+    """The agent is killed outright; what it started is asked to end by the kernel."""
+    script = f"trap 'touch {tmp_path}/asked; exit' TERM; touch {tmp_path}/begun; while :; do sleep 0.1; done"
+    program = "import os, sys; from pathlib import Path; from archbench.hardware.agent.child import supervise; "
+    program += "supervise(['sh', '-c', sys.argv[1]], folder=Path('/'), environment=dict(os.environ), "
+    program += "log=Path(sys.argv[2]), deadline_s=60)"
+    agent = subprocess.Popen([sys.executable, "-c", program, script, str(tmp_path / "log")])
+    try:
+        _wait_for(tmp_path / "begun")
+    finally:
+        agent.kill()
+        agent.wait()
+    _wait_for(tmp_path / "asked")
+
+
+def _wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file.name} did not come"
+        time.sleep(0.02)
