@@ -70,8 +70,8 @@ class Layer(nn.Module):
         )
         rows_KRD = queries_HTD.reshape(self.kv_heads, -1, self.head_dim)  # R = G x T
         mask_RS = None if mask_TS is None else mask_TS.repeat(rows_KRD.shape[1] // tokens, 1)
-        mixed_KRD = F.scaled_dot_product_attention(rows_KRD, keys_KSD, values_KSD, attn_mask=mask_RS)
-        mixed_HTD = mixed_KRD.reshape(-1, tokens, self.head_dim)
+        batch = (rows_KRD[None], keys_KSD[None], values_KSD[None])  # of one: the exporter knows no other
+        mixed_HTD = F.scaled_dot_product_attention(*batch, attn_mask=mask_RS).reshape(-1, tokens, self.head_dim)
         return self.attn_output(mixed_HTD.transpose(0, 1).flatten(1))
 
     def _heads(self, x_TM: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Decoder:
     """The model and its memory: buffers for the positions of a case."""
 
     def __init__(self, case: EdgeCase, compiled: bool = False) -> None:
-        """``compiled``: tokens behind the prefix go through torch.compile. Raises Unavailable."""
+        """``compiled``: tokens behind the prefix go through torch.compile, layer by layer. Raises Unavailable."""
         config, positions = case.config, case.depth + case.tokens
         self.model = load(open_weights(case), positions)
         self.keys_LKCD = torch.zeros(config.layers, config.kv_heads, positions, config.head_dim)
@@ -141,7 +141,8 @@ class Decoder:
         self._depth, self._seen = case.depth, 0
         for start in range(0, case.depth, PIECE):
             self._run(self.step, prefix(case)[start : start + PIECE])
-        self._timed = torch.compile(self.whole_step, dynamic=False, fullgraph=True) if compiled else self.step
+        self._layer = torch.compile(whole_layer, dynamic=True, fullgraph=True)
+        self._timed = self.whole_step if compiled else self.step
 
     def rewind(self) -> None:
         self._seen = self._depth
@@ -158,16 +159,14 @@ class Decoder:
         return logits_V.numpy()
 
     def whole_step(self, ids_T: Tensor, places_T: Tensor) -> Tensor:
-        """Attends to every position of the buffers, behind a mask: the same shapes whatever was seen, for a compiler."""
-
-        def memory(layer: int, keys_KTD: Tensor, values_KTD: Tensor) -> tuple[Tensor, Tensor]:
-            keys_KCD, values_KCD = self.keys_LKCD[layer], self.values_LKCD[layer]
-            keys_KCD.index_copy_(1, places_T, keys_KTD)
-            values_KCD.index_copy_(1, places_T, values_KTD)
-            return keys_KCD, values_KCD
-
+        """Attends to every position of the buffers, behind a mask: one graph of a layer serves all layers and steps."""
+        model = self.model
+        turn_TD = (model.cos_CD[places_T], model.sin_CD[places_T])
         mask_TC = torch.arange(self.keys_LKCD.shape[2]) <= places_T[:, None]
-        return self.model(ids_T, places_T, mask_TC, memory)
+        x_TM = model.token_embd(ids_T)
+        for layer, keys_KCD, values_KCD in zip(model.blk, self.keys_LKCD, self.values_LKCD, strict=True):
+            x_TM = self._layer(layer, x_TM, turn_TD, mask_TC, places_T, keys_KCD, values_KCD)
+        return model.output(model.output_norm(x_TM[-1]))
 
     def step(self, ids_T: Tensor, places_T: Tensor) -> Tensor:
         """Attends to the positions that are filled."""
@@ -181,6 +180,19 @@ class Decoder:
 
         mask_TS = None if len(ids_T) == 1 else torch.arange(end) <= places_T[:, None]
         return self.model(ids_T, places_T, mask_TS, memory)
+
+
+def whole_layer(
+    layer: Layer, x_TM: Tensor, turn_TD: Turn, mask_TC: Tensor, places_T: Tensor, keys_KCD: Tensor, values_KCD: Tensor
+) -> Tensor:
+    """A layer that writes into its buffers where the tokens are and sees all of them."""
+
+    def remember(keys_KTD: Tensor, values_KTD: Tensor) -> tuple[Tensor, Tensor]:
+        keys_KCD.index_copy_(1, places_T, keys_KTD)
+        values_KCD.index_copy_(1, places_T, values_KTD)
+        return keys_KCD, values_KCD
+
+    return layer(x_TM, turn_TD, mask_TC, remember)
 
 
 @contextmanager
@@ -211,9 +223,9 @@ class _Step(nn.Module):
             new.extend((keys_KSD, values_KSD))
             return keys_KSD, values_KSD
 
-        before = past[0].shape[1]
-        places_T = torch.arange(len(ids_T)) + before
-        mask_TS = torch.arange(before + len(ids_T)) <= places_T[:, None]
+        tokens, before = ids_T.shape[0], past[0].shape[1]  # len() would fix the number of tokens in the graph
+        places_T = torch.arange(tokens) + before
+        mask_TS = torch.arange(before + tokens) <= places_T[:, None]
         return self.model(ids_T, places_T, mask_TS, memory), *new
 
 
@@ -222,15 +234,15 @@ def export(weights: Weights, where: Path, positions: int) -> None:
     config = weights.config
     names = [f"{part}_{layer}" for layer in range(config.layers) for part in ("keys", "values")]
     past = [torch.zeros(config.kv_heads, 3, config.head_dim) for _ in names]
-    tokens, before = torch.export.Dim("T", min=1), torch.export.Dim("P", min=0)
+    any_number = torch.export.Dim.DYNAMIC
     torch.onnx.export(
-        _Step(load(weights, positions)),
+        _Step(load(weights, positions)).eval(),
         (torch.zeros(2, dtype=torch.int64), *past),
         where,
         dynamo=True,
         opset_version=OPSET,
         input_names=["ids", *names],
         output_names=["logits", *(f"new_{name}" for name in names)],
-        dynamic_shapes=({0: tokens}, tuple({1: before} for _ in names)),
+        dynamic_shapes=({0: any_number}, tuple({1: any_number} for _ in names)),
         verbose=False,
     )

@@ -1,8 +1,9 @@
-"""torch.compile of the same model: one graph, made by Inductor for the sizes of the case.
+"""torch.compile of the same model: one graph of a layer, made by Inductor, for all layers and steps.
 
-Norms, rotations, the gate and the residual sums are fused into loops of C++, and Python is left once a step. Matrix
-products stay the library's, on float32 weights. So that one graph serves every token, a step attends to all positions
-of the case behind a mask; the prefix is evaluated before, by the uncompiled model.
+Norms, rotations, the gate and the residual sums become a few loops of C++ each; matrix products stay the library's, on
+float32 weights. So that one graph serves every token, a step attends to all positions of the case behind a mask. One
+graph of the whole step would save a call from Python a layer, but its compilation takes as many times longer as there
+are layers. The prefix is evaluated before, by the uncompiled model.
 
 Source: Ansel et al. 2024, PyTorch 2 (ASPLOS); own implementation (``_llama_torch.py``)
 """
@@ -10,7 +11,6 @@ Source: Ansel et al. 2024, PyTorch 2 (ASPLOS); own implementation (``_llama_torc
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
