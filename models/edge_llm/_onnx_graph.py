@@ -16,6 +16,7 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class Builder:
         pieces = [self._pieces[name] for name in names]
         first = pieces[0]
         if title not in self._tensors:
-            for before, after in zip(pieces, pieces[1:], strict=False):
+            for before, after in pairwise(pieces):
                 assert before.offset + before.bytes == after.offset, f"{names} do not follow one another"
             tensor = TensorProto(name=title, data_type=first.type, data_location=TensorProto.EXTERNAL)
             tensor.dims.extend(shape or (sum(piece.shape[0] for piece in pieces), *first.shape[1:]))
@@ -163,7 +164,8 @@ def fused(
     cosines, sines = angles(config, positions)
     cos, sin = build.constant("cosines", cosines), build.constant("sines", sines)
     only_last = build.constant("only_last", np.array([-1], np.int64))
-    x, branch = build.embedding("ids"), None
+    x = build.embedding("ids")
+    branch: str | None = None
     inputs, outputs = step_values(config)
 
     def norm(gamma: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """A Llama as an ONNX graph of plain operators, as exporters wrote it before there were fused ones.
 
 Nothing is done in one node that ONNX has smaller nodes for: the norm is six of them, a rotation eight, attention ten,
-and the cache grows by ``Concat``. Only the product with quantised weights stays ONNX Runtime's own, or the weights would
-not be the same.
+and the cache grows by ``Concat``. Only what reads quantised weights stays ONNX Runtime's own, or the weights would not
+be the same.
 
 Letters: T tokens, S cached tokens and these, D model, H query heads, K key heads, E head size.
 """
@@ -28,8 +28,8 @@ class Plain:
         cosines, sines = angles(self.config, positions)
         build.constant("cosines", cosines)
         build.constant("sines", sines)
-        build.constant("eps", np.float32(self.config.norm_eps).reshape(()))
-        build.constant("scale", np.float32(1 / math.sqrt(self.config.head_dim)).reshape(()))
+        build.constant("eps", np.array(self.config.norm_eps, np.float32))
+        build.constant("scale", np.array(1 / math.sqrt(self.config.head_dim), np.float32))
         build.constant("zero", np.zeros((), np.float32))
         build.constant("hidden", np.full((), -np.inf, np.float32))
 

@@ -5,7 +5,7 @@ keys and values behind the old ones. Everything a step needs is bound once; then
 in place. ``GrowingCache`` gives every step a cache of its own, as a graph whose caches are ordinary inputs and outputs
 makes it: what is there already is copied. ``NoCache`` reads the whole text for every token.
 
-A session's threads spin while a step runs and stop with it: they share the cores with the contender it is compared with.
+A session's threads spin while a step runs and stop with it: contender and baseline take turns on the same cores.
 
 Source: https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html
 """
@@ -13,9 +13,10 @@ Source: https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 
@@ -27,7 +28,7 @@ from archbench.models.edge_llm._weights import Weights, open_weights
 from archbench.track import Unavailable
 
 Graph = Callable[[Weights, dict[str, Piece], str, int], onnx.ModelProto]
-Session = onnxruntime.InferenceSession
+Session: TypeAlias = onnxruntime.InferenceSession
 
 CHUNK = 512  # tokens of the prefix that are evaluated together
 ERRORS_ONLY = 3  # of the library's log
@@ -36,9 +37,7 @@ ERRORS_ONLY = 3  # of the library's log
 def opened(case: EdgeCase, graph: Graph, *, fusion: bool = True) -> Session:
     """A session for a case. Raises Unavailable where weights or cache are of a kind the library has no operator for."""
     if case.kv != "f16":
-        raise Unavailable(
-            f"ONNX Runtime's attention on a CPU has no cache in blocks with scales of their own ({case.kv})"
-        )
+        raise Unavailable(f"ONNX Runtime's cache of integers has scales that are fixed beforehand: no {case.kv}")
     weights = open_weights(case)
     pieces, end = layout(weights)
     data = data_file(weights, pieces, end)
@@ -53,8 +52,8 @@ def opened(case: EdgeCase, graph: Graph, *, fusion: bool = True) -> Session:
     return Session(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def on_cpu(values: np.ndarray) -> Any:
-    """An OrtValue in the memory of an array."""
+def on_cpu(values: npt.NDArray[Any]) -> Any:
+    """An OrtValue in the memory of an array. It keeps the array; a binding of it does not."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(values)
 
 
@@ -66,17 +65,17 @@ class SharedCache:
         self._session, self._depth, self._seen = session, case.depth, 0
         self._ids, self._last, self._total = np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros((), np.int32)
         self._logits = np.zeros((1, 1, config.vocabulary), np.float32)
-        self._one_id = on_cpu(self._ids)
-        self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("ids", self._one_id)
-        self._binding.bind_ortvalue_input("last", on_cpu(self._last))
-        self._binding.bind_ortvalue_input("total", on_cpu(self._total))
-        self._binding.bind_ortvalue_output("logits", on_cpu(self._logits))
+        self._binding, self._bound = session.io_binding(), {}
+        for name, array in (("ids", self._ids), ("last", self._last), ("total", self._total)):
+            self._bound[name] = on_cpu(array)
+            self._binding.bind_ortvalue_input(name, self._bound[name])
+        self._bound["logits"] = on_cpu(self._logits)
+        self._binding.bind_ortvalue_output("logits", self._bound["logits"])
         for layer in range(config.layers):
             for past, present in zip(Cache(layer).past, Cache(layer).present, strict=True):
-                memory = on_cpu(np.zeros((1, config.kv_heads, room, config.head_dim), np.float32))
-                self._binding.bind_ortvalue_input(past, memory)
-                self._binding.bind_ortvalue_output(present, memory)
+                self._bound[past] = on_cpu(np.zeros((1, config.kv_heads, room, config.head_dim), np.float32))
+                self._binding.bind_ortvalue_input(past, self._bound[past])
+                self._binding.bind_ortvalue_output(present, self._bound[past])
         evaluate_prefix(self, case)
 
     def rewind(self) -> None:
@@ -89,9 +88,10 @@ class SharedCache:
             self._ids[0, 0] = tokens[0]
             self._session.run_with_iobinding(self._binding)
         else:
-            self._binding.bind_ortvalue_input("ids", on_cpu(np.array(tokens[None], np.int32)))
+            ids = on_cpu(np.array(tokens[None], np.int32))
+            self._binding.bind_ortvalue_input("ids", ids)
             self._session.run_with_iobinding(self._binding)
-            self._binding.bind_ortvalue_input("ids", self._one_id)
+            self._binding.bind_ortvalue_input("ids", self._bound["ids"])
         return self._logits[0, 0]
 
 
@@ -130,11 +130,11 @@ class GrowingCache:
 
     def __call__(self, tokens: Tokens) -> Logits:
         self._seen += len(tokens)
+        given = {"ids": tokens[None], "last": np.array([self._seen - 1]), "total": np.array(self._seen)}
+        values = {name: on_cpu(array.astype(np.int32)) for name, array in given.items()}
+        values |= zip(self._past, self._cache, strict=True)
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input("ids", on_cpu(np.array(tokens[None], np.int32)))
-        binding.bind_ortvalue_input("last", on_cpu(np.array([self._seen - 1], np.int32)))
-        binding.bind_ortvalue_input("total", on_cpu(np.array(self._seen, np.int32)))
-        for name, value in zip(self._past, self._cache, strict=True):
+        for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         for name in ("logits", *self._present):
             binding.bind_output(name)
@@ -143,7 +143,7 @@ class GrowingCache:
         return logits.numpy()[0, 0]
 
 
-def evaluate_prefix(decoder: Any, case: EdgeCase) -> None:
+def evaluate_prefix(decoder: SharedCache | GrowingCache, case: EdgeCase) -> None:
     tokens = prefix(case)
     for start in range(0, case.depth, CHUNK):
         decoder(tokens[start : start + CHUNK])

@@ -1,8 +1,8 @@
 """ONNX Runtime with its fused operators: attention with rotary positions and cache, residual with norm, packed QKV.
 
 The graph is written by hand over the weights of the GGUF file, whose blocks are regrouped and never requantised; the
-products are MatMulNBits with int8 activations. Keys and values are fp32: on a CPU the attention operator's cache has the
-type of its activations. The cache stays in one place, which is bound as input and output.
+products are MatMulNBits with int8 activations. Keys and values are fp32: on a CPU the attention operator's cache is of
+its activations' type. The cache stays in one place, which is bound as input and output.
 
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
