@@ -13,10 +13,12 @@ Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h (block_q4
 from __future__ import annotations
 
 import ctypes
+import mmap
 import weakref
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from archbench.hardware import native
 from archbench.hardware.cpu import usable_cores
@@ -59,10 +61,12 @@ class NativeDecoder:
                 self._matrix(weights, f"blk.{layer}.{name}.weight", layer, part)
             for i, name in enumerate(("attn_norm", "ffn_norm")):
                 self._norm(weights, f"blk.{layer}.{name}.weight", 2 * layer + i)
+            release(weights.raw(f"blk.{layer}.attn_q.weight"))
         self._matrix(weights, weights.output, config.layers, 0)
         self._norm(weights, "output_norm.weight", 2 * config.layers)
         self._embedding = weights.raw("token_embd.weight")  # a row of it for a token, from the file
         library.archbench_edge_embedding(self._decoder, self._embedding.ctypes.data, self._embedding.strides[0])
+        release(self._embedding)
         self._logits = np.ctypeslib.as_array(library.archbench_edge_logits(self._decoder), (config.vocabulary,))
         if case.depth:
             self(prefix(case))
@@ -99,6 +103,15 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.archbench_edge_logits.argtypes = [address]
     library.archbench_edge_logits.restype = ctypes.POINTER(ctypes.c_float)
     return library
+
+
+def release(array: npt.NDArray[np.uint8]) -> None:
+    """Give the memory of the file an array lies in back to the system: what is read again comes from the file again."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def refusal(weights: Weights, case: EdgeCase) -> str | None:

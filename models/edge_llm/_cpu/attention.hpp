@@ -25,7 +25,7 @@ constexpr float MASKED = -1e30f;
 struct Rows {
     int count;
     const float* q;  // [M][D], scaled by log2(e) / sqrt(D)
-    const int* seen;  // [M] positions that each may see
+    const int32_t* seen;  // [M] positions that each may see
     float *largest, *total, *sums;  // [M], [M], [M][padded D]
     float *scores, *weights, *keep;  // scratch: [M][CHUNK] twice, [M]
 };

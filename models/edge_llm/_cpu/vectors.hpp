@@ -51,7 +51,7 @@ typedef int8_t LooseNarrow __attribute__((vector_size(WIDTH), aligned(1), may_al
 inline Vector load(const float* p) { return *reinterpret_cast<const LooseVector*>(p); }
 inline void store(float* p, Vector x) { *reinterpret_cast<LooseVector*>(p) = x; }
 inline Bytes load_bytes(const void* p) { return *static_cast<const LooseBytes*>(p); }
-inline Vector all(float x) { return Vector{} + x; }
+inline Vector all(float x) { return x - Vector{}; }  // x + 0 would be an addition: it changes -0
 inline Vector floats(Integers x) { return __builtin_convertvector(x, Vector); }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
