@@ -27,10 +27,12 @@ from archbench.models.edge_llm._weights import Weights, open_weights
 from archbench.track import Contender, Unavailable
 
 SOURCES = Path(__file__).parent / "_cpu"
-FORMATS = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3}  # of weights and of caches, as decoder.cpp numbers them
+FORMATS = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3}  # of weights and of caches, as model.hpp numbers them
 PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-NUMBERS = ("vocabulary", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden")  # fields of decoder.cpp's Sizes,
-NUMBERS += ("capacity", "threads", "weights", "cache")
+NUMBERS = (  # fields of model.hpp's Sizes
+    *("vocabulary", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden"),
+    *("capacity", "threads", "weights", "cache"),
+)
 FACTORS = ("norm_eps", "rope_theta")
 MAX_GROUP = 48  # query heads of a KV head
 MAX_HEAD_DIM = 256
