@@ -10,6 +10,7 @@ Source: https://docs.kernel.org/admin-guide/mm/transhuge.html, madvise(2)
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,9 @@ from archbench.track import Unavailable
 
 Ranges = list[tuple[int, int]]
 
-PAGE = 2 << 20
+HUGE = 2 << 20
 ADVISE, COLLAPSE = 14, 25  # MADV_HUGEPAGE; MADV_COLLAPSE, since Linux 6.1
-ENOUGH = 0.9  # of the new memory
+ENOUGH = 0.9  # of the new memory in use
 
 
 @contextmanager
@@ -31,17 +32,20 @@ def in_huge_pages() -> Iterator[None]:
         raise Unavailable("huge pages on request are Linux's")
     before = anonymous()
     yield
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
     wanted = moved = 0
+    libc = ctypes.CDLL(None)
     for start, end in whole_pages(without(anonymous(), before)):
-        wanted += end - start
-        advise(start, end - start, ADVISE)
-        moved += end - start if advise(start, end - start, COLLAPSE) == 0 else 0
+        address, length = ctypes.c_size_t(start), ctypes.c_size_t(end - start)
+        libc.madvise(address, length, ADVISE)
+        resident = (ctypes.c_ubyte * (length.value // mmap.PAGESIZE))()
+        libc.mincore(address, length, resident)
+        for page in range(length.value // HUGE):
+            small = HUGE // mmap.PAGESIZE
+            if any(resident[page * small : (page + 1) * small]):  # nothing to move where nothing was written yet
+                wanted += 1
+                moved += libc.madvise(ctypes.c_size_t(start + page * HUGE), ctypes.c_size_t(HUGE), COLLAPSE) == 0
     if moved < ENOUGH * wanted:
-        raise Unavailable(
-            f"the system moves {moved} of {wanted} bytes into huge pages (needs Linux 6.1 and free memory)"
-        )
+        raise Unavailable(f"the system makes {moved} huge pages of {wanted} (needs Linux 6.1 and free memory)")
 
 
 def anonymous() -> Ranges:
@@ -70,5 +74,5 @@ def without(ranges: Ranges, others: Ranges) -> Ranges:
 
 def whole_pages(ranges: Ranges) -> Ranges:
     """The whole huge pages in ranges."""
-    inner = ((-(-start // PAGE) * PAGE, end // PAGE * PAGE) for start, end in ranges)
+    inner = ((-(-start // HUGE) * HUGE, end // HUGE * HUGE) for start, end in ranges)
     return [(start, end) for start, end in inner if start < end]
