@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 from typing import Annotated
 
 import typer
@@ -112,7 +112,7 @@ def run(
         with logging_to(folder / "log") as log, interruptible():
             seen = look(config, log, tuple(again or ()))
             while not once:
-                time.sleep(config.interval_s)
+                sleep(config.interval_s)
                 try:
                     config = load(folder)
                     look(config, log)
