@@ -24,7 +24,7 @@ from archbench.models.edge_llm import TRACK, EdgeCase, Logits, Tokens, make_inpu
 from archbench.models.edge_llm import _artefacts as artefacts
 from archbench.models.edge_llm._onnx_data import data_file, layout, regroup
 from archbench.models.edge_llm._onnx_graph import MICROSOFT, fused
-from archbench.models.edge_llm._onnx_pages import in_huge_pages, whole_pages, without
+from archbench.models.edge_llm._onnx_pages import in_huge_pages
 from archbench.models.edge_llm._onnx_plain import plain
 from archbench.models.edge_llm._onnx_session import opened
 from archbench.models.edge_llm._weights import Weights, open_weights
@@ -222,13 +222,6 @@ def test_reading_a_long_text_for_every_token_is_refused() -> None:
     with pytest.raises(Unavailable, match="reads 66064 tokens for 32"):
         decoder("ort_no_cache", EdgeCase("smollm2_135m", "tg", 32, 2048))
     assert len(prefix(EXACT)) == 21  # a short one is read
-
-
-def test_new_memory_is_what_was_not_there() -> None:
-    assert without([(0, 10), (20, 30)], [(2, 4), (8, 25)]) == [(0, 2), (4, 8), (25, 30)]
-    assert without([(5, 6)], [(0, 9)]) == []
-    page = 2 << 20
-    assert whole_pages([(1, page), (page - 1, 3 * page + 5), (0, page)]) == [(page, 3 * page), (0, page)]
 
 
 def flags(block: mmap.mmap) -> str:
