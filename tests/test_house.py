@@ -26,7 +26,7 @@ ALLOWED = {
     "reports": {VOCABULARY, "reports"},
     "harness": {VOCABULARY, "hardware", "harness"},
     "benchmarks": {VOCABULARY, "harness"},
-    "cli": {VOCABULARY, "hardware", "harness", "reports", "cli"},
+    "cli": {VOCABULARY, "hardware", "harness", "models", "reports", "cli"},
 }
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from archbench.models.edge_llm import EdgeCase
 
 FOLDER = "ARCHBENCH_EDGE"  # environment variable
-KINDS = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
 SEAL = b"archbench edge 2"  # before the digest, at the end of the file; raised when the same name means other numbers
 DIGEST_BYTES = 32
 TINY = "tiny_random"  # made where it is asked for: half a second
@@ -50,6 +49,13 @@ def path(model: str, weights: str) -> Path:
     return folder() / f"{model}-{weights}.gguf"
 
 
+def never(model: str, weights: str) -> str | None:
+    """Why a model cannot have weights of a kind, wherever; None: it can."""
+    from archbench.models.edge_llm import _artefacts_sources as sources
+
+    return sources.never(model, weights)
+
+
 def missing(model: str, weights: str) -> str | None:
     """Why a model cannot be measured with such weights here, in a sentence that says what to do; None: it can.
 
@@ -57,9 +63,8 @@ def missing(model: str, weights: str) -> str | None:
     """
     from archbench.models.edge_llm import _artefacts_sources as sources
 
-    never = sources.never(model, weights)
-    if never is not None:
-        return never
+    if reason := never(model, weights):
+        return reason
     where = path(model, weights)
     try:
         if model == TINY and not is_whole(where):
@@ -88,9 +93,8 @@ def build(model: str, kinds: Iterable[str] = ()) -> list[Path]:
     made = []
     with _only_one():
         for kind in kinds or sources.usual(model):
-            never = sources.never(model, kind)
-            if never is not None:
-                raise BadArtefact(never)
+            if reason := never(model, kind):
+                raise BadArtefact(reason)
             where = path(model, kind)
             if not is_whole(where):
                 writing.write(where, model, kind)

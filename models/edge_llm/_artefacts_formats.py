@@ -101,9 +101,29 @@ class HuggingFace(Source):
 
     def __init__(self, model: str, where: Path) -> None:
         super().__init__(model)
-        said = json.loads((where / "config.json").read_bytes())
+        try:
+            found = self._config(json.loads((where / "config.json").read_bytes()))
+        except (KeyError, ValueError) as error:
+            raise BadGguf(f"{where / 'config.json'} is no description of a Llama model ({error})") from error
+        self._tied = _expect(where, found, self.config)
+        file = where / "model.safetensors"
+        try:
+            self._bytes = np.memmap(file, np.uint8, "r")
+            (length,) = struct.unpack("<Q", self._bytes[:8])
+            self._entries, self._start = json.loads(bytes(self._bytes[8 : 8 + length])), 8 + length
+        except (ValueError, struct.error) as error:
+            raise BadGguf(f"{file} is no file of safetensors, or a part of one ({error})") from error
+        for name, shape in self.shapes.items():
+            entry = self._entries.get(self.name(name), {})
+            if tuple(entry.get("shape", ())) != shape or entry["dtype"] not in STORED:
+                raise BadGguf(f"{file}: {self.name(name)} is {entry or 'missing'}, expected {shape} in {[*STORED]}")
+            if self._start + entry["data_offsets"][1] > len(self._bytes):
+                raise BadGguf(f"{file} ends before {self.name(name)}: a part of the file is missing")
+
+    @staticmethod
+    def _config(said: dict[str, Any]) -> LlamaConfig:
         heads = said["num_attention_heads"]
-        found = LlamaConfig(
+        return LlamaConfig(
             vocabulary=said["vocab_size"],
             dim=said["hidden_size"],
             layers=said["num_hidden_layers"],
@@ -116,17 +136,6 @@ class HuggingFace(Source):
             norm_eps=said["rms_norm_eps"],
             tied=said.get("tie_word_embeddings", False),
         )
-        self._tied = _expect(where, found, self.config)
-        file = where / "model.safetensors"
-        self._bytes = np.memmap(file, np.uint8, "r")
-        (length,) = struct.unpack("<Q", self._bytes[:8])
-        self._entries, self._start = json.loads(bytes(self._bytes[8 : 8 + length])), 8 + length
-        for name, shape in self.shapes.items():
-            entry = self._entries.get(self.name(name), {})
-            if tuple(entry.get("shape", ())) != shape or entry["dtype"] not in STORED:
-                raise BadGguf(f"{file}: {self.name(name)} is {entry or 'missing'}, expected {shape} in {[*STORED]}")
-            if self._start + entry["data_offsets"][1] > len(self._bytes):
-                raise BadGguf(f"{file} ends before {self.name(name)}: a part of the file is missing")
 
     def name(self, name: str) -> str:
         """Hugging Face's name of a tensor."""

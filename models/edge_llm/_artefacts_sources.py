@@ -10,6 +10,7 @@ Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from abc import ABC, abstractmethod
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from archbench.models.edge_llm._config import MODELS, LlamaConfig
-from archbench.models.edge_llm._weights_blocks import KINDS, Floats
+from archbench.models.edge_llm._weights_blocks import BLOCK, KINDS, Floats
 
-USUAL = {"tiny_random": ("q4_0",), "stories260k": ("f32", "q8_0"), "tinyllama_1b1_random": ("q4_0",)}
-OTHERS = ("q4_0", "q8_0", "f16")  # the kinds `archbench edge build` makes of any other model when none is named
+MIXED = "q4_k_m"
+USUAL = {"tiny_random": ("q4_0",), "stories260k": ("f32", "q8_0"), "tinyllama_1b1_random": ("q4_0", MIXED)}
+OTHERS = ("q4_0", "q8_0", "f16", MIXED)  # of any other model: what its cases need
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 EMBEDDED = 0.02  # of a random embedding: so small that the epsilon of the first norm is seen in the answer
 NORMS = (0.5, 1.5)  # between which the weights of random norms lie: one that is left out is seen
@@ -28,18 +30,18 @@ RESIDUAL = ("attn_output.weight", "ffn_down.weight")
 
 
 def usual(model: str) -> tuple[str, ...]:
-    """The kinds of weights that are made when none is named."""
-    return USUAL.get(model, OTHERS)
+    """The kinds of weights that are made when none is named; llama.cpp's mix where its quantiser is installed."""
+    kinds = USUAL.get(model, OTHERS)
+    return kinds if importlib.util.find_spec("llama_cpp") else tuple(kind for kind in kinds if kind != MIXED)
 
 
 def never(model: str, weights: str) -> str | None:
     """Why a model cannot have weights of a kind; None: it can."""
-    if weights in KINDS:
-        columns = {shape[-1] for shape in shapes(MODELS[model].config).values() if len(shape) == 2}
-        block = KINDS[weights].block
-        odd = sorted(count for count in columns if count % block)
-        if odd and (weights != "q8_0" or len(odd) == len(columns)):
-            return f"{model} has matrices of {odd[0]} columns, no multiple of {weights}'s block of {block}"
+    columns = {shape[-1] for shape in shapes(MODELS[model].config).values() if len(shape) == 2}
+    block = KINDS[weights].block if weights in KINDS else BLOCK  # llama.cpp's mixes fall back to blocks of 32
+    odd = sorted(count for count in columns if count % block)
+    if odd and (weights != "q8_0" or len(odd) == len(columns)):
+        return f"{model} has matrices of {odd[0]} columns, no multiple of the {block} weights of a block of {weights}"
     return None
 
 

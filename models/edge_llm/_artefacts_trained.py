@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from archbench.atomic import replacing
+from archbench.models._data.hub import ENDPOINT, unreachable
 from archbench.models.edge_llm._artefacts_formats import HuggingFace, Llama2C, OtherGguf
 from archbench.models.edge_llm._artefacts_sources import Source
 from archbench.models.edge_llm._weights_gguf import BadGguf
@@ -34,6 +35,7 @@ STORIES, TINYLLAMA = "llm/stories260K.bin", "tinyllama_1b1"  # below that folder
 
 REPOSITORY = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 REVISION = "fe8a4ea1ffedaf415f4da2f062534de366a451e6"
+WANTED = ("config.json", "model.safetensors")
 
 
 def smollm2(model: str) -> Source:
@@ -87,8 +89,7 @@ def stories260k(model: str) -> Source:
 
 
 def tinyllama(model: str) -> Source:
-    own = _own(TINYLLAMA)
-    return HuggingFace(model, own or _fetched_repository())
+    return HuggingFace(model, _own(TINYLLAMA) or _fetched_repository())
 
 
 def _own(name: str) -> Path | None:
@@ -102,17 +103,18 @@ def _nowhere(name: str, link: str) -> Path:
 
 
 def _fetched_repository() -> Path:
+    """What the Hub's library has fetched, now or earlier."""
+    by_hand = f"put {' and '.join(WANTED)} of {ENDPOINT}/{REPOSITORY} into ${DATA}/{TINYLLAMA}"
+    if reason := unreachable():
+        raise BadGguf(f"{reason}; or {by_hand}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model.safetensors"]
     try:
-        return Path(snapshot_download(REPOSITORY, revision=REVISION, allow_patterns=wanted))
+        return Path(snapshot_download(REPOSITORY, revision=REVISION, allow_patterns=list(WANTED)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadGguf(
-            f"the Hub gives no {REPOSITORY} ({first}): put its {' and '.join(wanted)} into ${DATA}/{TINYLLAMA}"
-        ) from error
+        raise BadGguf(f"the Hub gives no {REPOSITORY} ({first}): {by_hand}") from error
 
 
 SOURCES = {"smollm2_135m": smollm2, "stories260k": stories260k, "tinyllama_1b1": tinyllama}

@@ -26,7 +26,7 @@ QUANTISATION_VERSION = 2  # of ggml's blocks
 def write(where: Path, model: str, kind: str) -> None:
     """Make the file, sealed, at ``where``. Raises BadArtefact, ImportError, OSError."""
     with replacing(where, "new") as staged:
-        if kind == "q4_k_m":
+        if kind == sources.MIXED:
             _write_mixed(staged, model)
         else:
             write_pure(staged, sources.source(model), kind)
@@ -105,7 +105,7 @@ def _write_mixed(where: Path, model: str) -> None:
             half = Path(scratch) / half.name
             write_pure(half, sources.source(model), "f16")
         parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype = FILE_TYPES["q4_k_m"]
+        parameters.ftype = FILE_TYPES[sources.MIXED]
         parameters.nthread = 1
         failed = llama_cpp.llama_model_quantize(str(half).encode(), str(where).encode(), parameters)
     llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)

@@ -27,7 +27,8 @@ def build(case: EdgeCase) -> Decoder:
     try:
         decoder(np.zeros(case.tokens if case.phase == "pp" else 1, np.int32))
     except (TorchDynamoException, InductorError) as error:
-        raise Unavailable(f"torch.compile fails here: {str(error).splitlines()[0]}") from error
+        why = " ".join(str(error).splitlines()[:2])  # who failed, and with what
+        raise Unavailable(f"torch.compile fails here: {why}") from error
     return decoder
 
 

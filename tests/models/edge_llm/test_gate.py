@@ -230,7 +230,7 @@ def test_one_logit_one_row_a_shift_and_a_rank_are_seen_though_the_whole_is_near(
     with pytest.raises(Wrong, match=r"the logits of row 1 are off by 0\.09"):
         agreement(np.concatenate([row, *[WANT] * 4]), np.concatenate([WANT] * 5), allowed)
     agreement(shift, WANT, allowed)  # no probability differs
-    with pytest.raises(Wrong, match=r"row \d is shifted by 0.[67]"):
+    with pytest.raises(Wrong, match=r"row \d is shifted by 0\.\d+ "):
         agreement(WANT + 0.7, WANT, allowed)
     flat = np.linspace(0, 1e-3, 50_000)[None]
     flat[0, :40_000] += np.linspace(-5, 0, 40_000)
