@@ -19,8 +19,6 @@
 
 namespace edge {
 
-constexpr int AHEAD = 4096;  // bytes; a prefetcher of the processor stops at every page
-
 // How weights of a kind are packed and multiplied.
 struct Format {
     virtual ~Format() = default;
@@ -98,8 +96,6 @@ struct Blocks final : Format {
     static void product(const uint8_t* tile, int columns, const uint8_t* group, float* out) {
         Vector sum[N] = {};
         for (int step = steps(columns); step > 0; --step, tile += STEP) {
-            if constexpr (N == 1)
-                for (int line = 0; line < STEP; line += 64) __builtin_prefetch(tile + AHEAD + line);
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half, group += TOKEN * N) {
                 Bytes w[OPERANDS];
@@ -190,7 +186,6 @@ struct Plain final : Format {
 #pragma GCC unroll 4
             for (int part = 0; part < PARTS; ++part, w += WIDTH, x += N) {
                 const Vector row = widened(w);
-                if constexpr (N == 1) __builtin_prefetch(reinterpret_cast<const uint8_t*>(w) + AHEAD);
 #pragma GCC unroll 16
                 for (int t = 0; t < N; ++t) sum[part % SUMS][t] += row * all(x[t]);
             }

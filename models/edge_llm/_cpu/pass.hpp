@@ -2,8 +2,7 @@
 //
 // Rows of a matrix are divided among the threads in contiguous shares. What comes between two matrices (norms, quantising,
 // merging the parts of attention) every thread does for itself when it is one token, for another barrier would take
-// longer; in a prompt it is divided by tokens. While a thread waits, the beginning of its share of the next matrix is on
-// its way. The order of every sum is the same with any number of threads.
+// longer; in a prompt it is divided by tokens. The order of every sum is the same with any number of threads.
 //
 // Letters: T tokens of the piece, D head size, R query heads of a KV head, M rows of queries.
 #pragma once
@@ -11,8 +10,6 @@
 #include "model.hpp"
 
 namespace edge {
-
-constexpr int WARM = 2048;  // bytes of the next matrix that are asked for before a barrier
 
 class Pass {
   public:
@@ -30,33 +27,33 @@ class Pass {
         };
         for (int t = me_; t < T; t += threads_)
             m_.format->unpack_row(m_.embedding + tokens[t] * m_.embedding_stride, at_.dim, stream(t));
-        barrier(matrix[0]);
+        barrier();
         for (int layer = 0; layer < at_.layers; ++layer, matrix += MATRICES, norm += 2 * at_.dim) {
             const uint8_t* a = stage(T, at_.dim, [&](int t) { return normed(stream(t), norm); });
             multiply<1>(matrix[0], a, T, [&](int unit, int t, const float* sums) {
                 store(qkv + size_t(t) * wide + unit * WIDTH, load(sums));
             });
-            barrier(matrix[1]);
+            barrier();
             if (T == 1) {
                 attend_one(layer, position);
-                barrier(matrix[1]);
+                barrier();
                 a = stage(T, attention, [&](int) { return merged(position / CHUNK + 1); });
             } else {
                 attend_many(layer, T, position);
                 a = stage(T, attention, [&](int t) { return m_.mixed.floats() + size_t(t) * m_.q_rows; });
             }
             multiply<1>(matrix[1], a, T, add);
-            barrier(matrix[2]);
+            barrier();
             a = stage(T, at_.dim, [&](int t) { return normed(stream(t), norm + at_.dim); });
             multiply<2>(matrix[2], a, T, [&](int unit, int t, const float* sums) {
                 const Vector gate = load(sums), up = load(sums + GROUP * WIDTH);
                 const Vector swish = gate / (all(1) + exp2(gate * all(-LOG2_E)));
                 store(hidden + size_t(t) * m_.hidden_rows + unit * WIDTH, swish * up);
             });
-            barrier(matrix[3]);
+            barrier();
             a = stage(T, at_.hidden, [&](int t) { return hidden + size_t(t) * m_.hidden_rows; });
             multiply<1>(matrix[3], a, T, add);
-            barrier(matrix[4]);
+            barrier();
         }
         if (!wanted) return;
         const uint8_t* a = stage(1, at_.dim, [&](int) { return normed(x + size_t(T - 1) * m_.dim_rows, norm); });
@@ -67,12 +64,6 @@ class Pass {
 
   private:
     void barrier() { m_.gate.wait(threads_); }
-
-    void barrier(const Matrix& next) {
-        const uint8_t* first = m_.unit(next, Share(next.units, me_, threads_).first);
-        for (int line = 0; line < WARM; line += 64) __builtin_prefetch(first + line);
-        barrier();
-    }
 
     float* stream(int t) const { return m_.x.floats() + size_t(t) * m_.dim_rows; }
 
