@@ -57,19 +57,19 @@ class Source:
         git("fetch", "--quiet", "--no-tags", self._config.repository, wanted, timeout_s=NETWORK_S)
 
     def _clone(self) -> None:
-        """Make the clone anew, under its name only when the branch is in it. Raises GitFailed, OSError."""
+        """Make the clone anew; the old one goes when the branch is in the new one. Raises GitFailed, OSError."""
         fresh = self.top.with_name(".repository.new")
-        for old in (fresh, self.top):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         made = Git(fresh / ".git", hold=self._hold)
         made("init", "--quiet", "--bare")
         made("config", "core.bare", "false")  # a work tree lies around it after all, wherever it is moved to
         self._fetch(self._at(fresh))
+        shutil.rmtree(self.top, ignore_errors=True)
         os.rename(fresh, self.top)
 
     def _is_whole(self) -> bool:
-        """Whether the branch's history can be read, and the files of its last commit."""
+        """Whether the branch's history can be read, and nothing of it is missing."""
         if not (self.top / ".git").is_dir():
             return False
         try:
@@ -101,15 +101,19 @@ class Source:
         """When a commit was made. Raises GitFailed."""
         return datetime.fromtimestamp(int(self._git.text("show", "-s", "--format=%ct", commit)), UTC)
 
-    def full(self, name: str) -> str:
-        """The full hash of a commit that is known. Raises GitFailed."""
-        found = self._git.commit_of(name) if not name.startswith("-") else None
-        if found is None:
-            raise GitFailed(f"no commit {name!r} is known")
-        return found
+    def full(self, name: str) -> str | None:
+        """The full hash of a commit, or None where none of that name is known."""
+        return self._git.commit_of(name) if not name.startswith("-") else None
 
     def check_out(self, commit: str) -> None:
-        """Make the work tree the commit, and nothing else. Raises GitFailed."""
+        """Make the work tree the commit, and nothing else. Raises GitFailed, OSError."""
+        try:
+            self._check_out(commit)
+        except GitFailed:  # a file's content may be broken where the history is whole
+            self._clone()
+            self._check_out(commit)
+
+    def _check_out(self, commit: str) -> None:
         # git takes the work tree from its environment alone: without it, wherever we are would be overwritten.
         tree = {"GIT_WORK_TREE": str(self.top)}
         self._git("checkout", "--quiet", "--force", "--detach", commit, environment=tree, timeout_s=LOCAL_S)

@@ -73,9 +73,10 @@ def status(config: AgentConfig) -> Status:
     """Ask the state folder, the machine and systemd. Raises ValueError for a state that cannot be read, OSError."""
     known, outbox, running = read(config.state), Outbox(config), is_running(config)
     met = sorted(known.commits.values(), key=lambda m: m.number)
-    begun = next((m for m in reversed(met) if m.outcome in ("begun", "failed")), None)
     done = next((m for m in reversed(met) if m.outcome == "done"), None)
-    given_up = [m for m in met if m.outcome == "skipped" and (done is None or m.number > done.number)]
+    since = [m for m in met if done is None or m.number > done.number]
+    begun = next((m for m in reversed(since) if m.outcome in ("begun", "failed")), None)
+    given_up = [m for m in since if m.outcome == "skipped"]
     # What runs now makes heat and load of its own.
     obstacles = (
         []

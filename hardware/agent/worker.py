@@ -134,8 +134,7 @@ class Worker:
         if self._memory.is_new:
             self._recall()
         asked = [self._again(name) for name in again]
-        begun = [m for m in self._memory.state.commits.values() if m.outcome == "begun"]
-        cut_off = [m.commit for m in sorted(begun, key=lambda m: -m.number)]
+        cut_off = [commit for commit in self._cut_off() if not self._is_gone(commit)]
         newest = self._source.newest()
         self._tidy({*cut_off, *newest})
         return [commit for commit in dict.fromkeys((*cut_off, *asked, *newest)) if self._is_wanted(commit)]
@@ -149,9 +148,22 @@ class Worker:
             # Measured twice is a row more; taken for measured would be a row less.
             self._log.warning("what was delivered before cannot be asked: %s", failed)
 
+    def _cut_off(self) -> list[str]:
+        begun = [m for m in self._memory.state.commits.values() if m.outcome == "begun"]
+        return [m.commit for m in sorted(begun, key=lambda m: -m.number)]
+
+    def _is_gone(self, commit: str) -> bool:
+        """Whether a commit that was begun is in the clone no more; then it is given up. Raises OSError."""
+        if self._source.full(commit) is not None:
+            return False
+        self._give_up(commit, self._folder(commit), "the repository does not hold it any more")
+        return True
+
     def _again(self, name: str) -> str:
-        """Forget a commit the owner wants to be measured again. Raises GitFailed, OSError."""
+        """Forget a commit the owner wants to be measured again. Raises _Held, OSError."""
         commit = self._source.full(name)
+        if commit is None:
+            raise _Held(f"no commit {name!r} is known")
         self._log.info("%s is measured again, as asked", commit[:12])
         self._folder(commit).remove()
         self._memory.forget(commit)
@@ -198,10 +210,10 @@ class Worker:
             if run is None:
                 raise _Failed("archbench run ended without the file of a run")
             self._outbox.put(run, folder.results)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GitFailed):  # neither is the commit's fault
             self._memory.note(commit, "begun", attempts=attempts, deaths=deaths, cells=folder.cells(), reason=reason)
             raise
-        except (_Failed, CannotInstall, GitFailed, ValueError) as error:
+        except (_Failed, CannotInstall, ValueError) as error:
             blameless = folder.cells() > cells or (self._offline and isinstance(error, CannotInstall))
             return self._failed(commit, folder, 0 if blameless else attempts + 1, str(error))
         self._memory.note(commit, "done", run=run, cells=folder.measured(run))

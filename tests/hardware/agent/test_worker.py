@@ -16,6 +16,7 @@ import pytest
 from agent_desk import Desk, git
 
 from archbench.hardware.agent import child, worker
+from archbench.hardware.agent.signed_git import GitFailed
 from archbench.hardware.agent.worker import AlreadyRunning
 from archbench.hardware.preflight import Obstacle
 
@@ -116,7 +117,7 @@ def test_a_broken_commit_is_named_skipped_and_tried_again_when_asked(desk: Desk)
     desk.plays()
     assert desk.look([commit[:10]]).measured == 1
     assert desk.known().commits[commit].outcome == "done"
-    assert desk.look(["nonsense"]).reasons == ("the clone: no commit 'nonsense' is known",)
+    assert desk.look(["nonsense"]).reasons == ("no commit 'nonsense' is known",)
 
 
 def test_another_code_of_the_agent_tries_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_a_repository_that_is_not_there_at_all_is_a_reason(desk: Desk) -> None:
     ]
 
 
-@pytest.mark.parametrize("harm", ["emptied objects", "half a clone", "left locks", "no work tree"])
+@pytest.mark.parametrize("harm", ["emptied objects", "an emptied file", "half a clone", "left locks", "no work tree"])
 def test_a_clone_that_lost_power_is_mended_or_made_again(harm: str, desk: Desk) -> None:
     desk.commit()
     desk.look()
@@ -244,6 +245,16 @@ def test_a_clone_that_lost_power_is_mended_or_made_again(harm: str, desk: Desk) 
             if path.is_file():
                 path.chmod(0o644)
                 path.write_bytes(b"")
+    elif harm == "an emptied file":
+        (clone / "src" / "archbench" / "__init__.py").unlink()
+        blob = git(clone, "rev-parse", "HEAD:src/archbench/__init__.py")
+        broken = clone / ".git" / "objects" / blob[:2] / blob[2:]
+        broken.chmod(0o644)
+        broken.write_bytes(b"")
+        (desk.state / "state.json").unlink()
+        shutil.rmtree(desk.state / "outbox")
+        git(desk.remote, "update-ref", "-d", "refs/heads/machine/pi5")
+        assert desk.look().measured == 1
     elif harm == "half a clone":
         clone.rename(desk.state / ".repository.new")
     elif harm == "left locks":
@@ -256,6 +267,37 @@ def test_a_clone_that_lost_power_is_mended_or_made_again(harm: str, desk: Desk) 
     desk.commit()
     assert desk.look().reasons == ()
     assert len(desk.delivered()) == 2
+
+
+def test_a_commit_that_was_begun_and_is_gone_leaves_its_cells(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.commit()
+    old = desk.commit()
+    desk.plays("die:shifted")
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.Worker, "_failed", _lose_power)
+        with pytest.raises(PowerLost):
+            desk.look()
+    desk.plays()
+    git(desk.repository, "reset", "-q", "--hard", "HEAD~1")
+    shutil.rmtree(desk.state / "repository")
+    new = git(desk.repository, "rev-parse", "HEAD")
+    seen = desk.look()
+    assert seen.reasons == (f"{old[:12]} is given up: the repository does not hold it any more",)
+    assert desk.delivered() == {run_of(old): ["added", "doubled"], run_of(new): ALL}
+
+
+def test_a_clone_that_cannot_be_mended_now_costs_no_attempt(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = desk.commit()
+
+    def broken(*given: object) -> None:
+        raise GitFailed("git checkout: fatal: unable to read tree")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.Source, "_check_out", broken)
+        for _ in range(4):
+            assert desk.look().reasons == ("the clone: git checkout: fatal: unable to read tree",)
+    assert (desk.known().commits[commit].attempts, desk.known().commits[commit].deaths) == (0, 0)
+    assert desk.look().measured == 1
 
 
 def test_an_agent_that_lost_its_memory_asks_the_remote(desk: Desk) -> None:
