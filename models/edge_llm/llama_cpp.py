@@ -10,6 +10,7 @@ Source: https://github.com/ggml-org/llama.cpp, https://github.com/abetlen/llama-
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,11 @@ class LlamaDecoder:
         self._context = context
         self._memory = llama_cpp.llama_get_memory(context)
         self._vocabulary = case.config.vocabulary
-        self._batch = llama_cpp.llama_n_batch(context)  # never more than the context; a larger one aborts the process
+        # Prepared here, because between two tokens every line of Python meets cold caches: the weights have passed.
+        size = llama_cpp.llama_n_batch(context)  # never more than the context; a longer batch aborts the process
+        self._tokens = np.zeros(size, np.int32)
+        self._batch = llama_cpp.llama_batch_get_one(self._tokens.ctypes.data_as(llama_cpp.llama_token_p), size)
+        self._logits, self._address = np.empty(0, np.float32), 0
         self._depth = case.depth
         if case.depth:
             self(prefix(case))
@@ -66,13 +71,19 @@ class LlamaDecoder:
 
     def __call__(self, tokens: Tokens) -> Logits:
         """Raises RuntimeError where the library fails: the context is full, or a token is not of the vocabulary."""
-        for start in range(0, len(tokens), self._batch):
-            part = np.ascontiguousarray(tokens[start : start + self._batch], np.int32)
-            batch = llama_cpp.llama_batch_get_one(part.ctypes.data_as(llama_cpp.llama_token_p), len(part))
+        size, batch = len(self._tokens), self._batch
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            batch.n_tokens = len(part)
+            self._tokens[: len(part)] = part
             if code := llama_cpp.llama_decode(self._context, batch):
                 why = "the context is full" if code == CONTEXT_FULL else _complaint()
                 raise RuntimeError(f"llama_decode gives {code} for {len(part)} tokens: {why}")
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, -1), (self._vocabulary,))
+        where = llama_cpp.llama_get_logits_ith(self._context, -1)
+        address = ctypes.addressof(where.contents)
+        if address != self._address:
+            self._address, self._logits = address, np.ctypeslib.as_array(where, (self._vocabulary,))
+        return self._logits
 
 
 def context_params(case: EdgeCase) -> Any:
