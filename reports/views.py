@@ -50,6 +50,7 @@ class TrackBoard:
     commit: str
     date: str
     dirty: bool
+    forced: list[str]  # obstacles that were overruled
     versions: str
     noise: str  # the A/A band over the cases, as text
     sentence: str
@@ -127,6 +128,7 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
         commit=first.commit,
         date=first.date,
         dirty=any(row.host.get("dirty") is True for row in shown),
+        forced=sorted({str(row.host["forced"]) for row in shown if row.host.get("forced")}),
         versions=versions_of(newest),
         noise=f"±{100 * (math.exp(width) - 1):.1f} %" if width else "",
         sentence=sentence(shown, table),

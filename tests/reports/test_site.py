@@ -239,3 +239,10 @@ def test_a_page_says_what_its_times_are_per(tmp_path: Path) -> None:
     assert "median seconds a token" in token
     assert "Times are per" not in call
     assert "median seconds a call" in call
+
+
+def test_a_page_says_which_obstacles_were_overruled(tmp_path: Path) -> None:
+    forced = cell("naive", host={"forced": "governor: the cores run under ondemand"})
+    write(tmp_path / "results", [run(), note(), forced, cell("base")])
+    page = (render(tmp_path / "results", tmp_path / "site").index.parent / "track/attention.html").read_text()
+    assert page.count("governor: the cores run under ondemand") == 1

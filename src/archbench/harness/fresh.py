@@ -26,7 +26,7 @@ from archbench.checks import Wrong
 from archbench.discovery import load_contender, load_track
 from archbench.hardware.detect import default_device, detect, place
 from archbench.harness.study import Study
-from archbench.reasons import first_line
+from archbench.reasons import short
 from archbench.training import unit_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def load(examiner: Examiner) -> Study:
         done = subprocess.run(command, capture_output=True, text=True, timeout=examiner.track.timing.deadline_s)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise Wrong(f"gives no answer in a process of its own: {first_line(lines[-1])}")
+            raise Wrong(f"gives no answer in a process of its own: {short(lines[-1])}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     values = {name: [float(one[name]) for one in found] for name in found[0]}
     metrics = {name: Metric(value=median(kept), unit=unit_of(name), n=len(kept)) for name, kept in values.items()}

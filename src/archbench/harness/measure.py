@@ -203,8 +203,11 @@ def _watched(track: Track[Any], setting: Setting) -> tuple[Findings, dict[str, S
     """What the track's protocol finds, and what else happened meanwhile. Raises Refused."""
     watch = Watch()
     watch.start()
-    found: Findings = settle(lambda: PROTOCOLS[track.protocol](setting))
-    return found, watch.stop()
+    try:
+        found: Findings = settle(lambda: PROTOCOLS[track.protocol](setting))
+    finally:
+        seen = watch.stop()
+    return found, seen
 
 
 def _measure(
