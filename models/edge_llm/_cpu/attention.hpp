@@ -59,7 +59,7 @@ inline void tile(const float* a, int stride, const Element* panel, int terms, co
 }
 
 template <int ROWS, bool ADD, class Element>
-inline void tiles(int rows, const float* a, int stride, const Element* panel, int terms, const uint16_t* scale, float* c,
+void tiles(int rows, const float* a, int stride, const Element* panel, int terms, const uint16_t* scale, float* c,
                   int stride_c, const float* keep) {
     for (; rows >= ROWS; rows -= ROWS, a += ROWS * stride, c += ROWS * stride_c, keep += ROWS)
         tile<ROWS, ADD>(a, stride, panel, terms, scale, c, stride_c, keep);
@@ -103,20 +103,15 @@ class CacheOf final : public Cache {
         for (int r = 0; r < rows.count; ++r) positions = std::max(positions, rows.seen[r] - chunk * CHUNK);
         positions = std::min(positions, CHUNK);
         const int columns = round_up(positions, PAIR);
-        for (int c = 0; c < columns; c += PAIR) {
-            if constexpr (QUANTISED) {
-                for (int r = 0; r < rows.count; ++r) rows.keep[r] = 1;
-                for (int block = 0; block < blocks_; ++block) {
-                    const float* q = rows.q + block * BLOCK;
-                    const Element* keys = at.keys + (c * D_) + block * BLOCK * PAIR;
-                    const uint16_t* scales = at.key_scales + block * CHUNK + c;
-                    if (block == 0) tiles<QUERIES, false>(rows.count, q, D_, keys, BLOCK, scales, rows.scores + c, CHUNK, rows.keep);
-                    else tiles<QUERIES, true>(rows.count, q, D_, keys, BLOCK, scales, rows.scores + c, CHUNK, rows.keep);
-                }
-            } else {
-                tiles<QUERIES, false>(rows.count, rows.q, D_, at.keys + c * D_, D_, nullptr, rows.scores + c, CHUNK, rows.keep);
+        const int terms = QUANTISED ? BLOCK : D_;  // of a key that share a scale
+        std::fill(rows.keep, rows.keep + rows.count, 1.0f);
+        for (int c = 0; c < columns; c += PAIR)
+            for (int d = 0; d < D_; d += terms) {
+                const auto score = d == 0 ? tiles<QUERIES, false, Element> : tiles<QUERIES, true, Element>;
+                const uint16_t* scales = QUANTISED ? at.key_scales + d / BLOCK * CHUNK + c : nullptr;
+                score(rows.count, rows.q + d, D_, at.keys + c * D_ + d * PAIR, terms, scales, rows.scores + c, CHUNK,
+                      rows.keep);
             }
-        }
         soften(rows, chunk, columns);
         const float* weights = rows.scores;
         for (int d = 0; d < padded_; d += PAIR) {
@@ -128,7 +123,8 @@ class CacheOf final : public Cache {
                                   load(rows.scores + r * CHUNK + p) * widened(at.value_scales + d / BLOCK * CHUNK + p));
                 weights = rows.weights;
             }
-            tiles<QUERIES, true>(rows.count, weights, CHUNK, at.values + d * CHUNK, positions, nullptr, rows.sums + d, padded_, rows.keep);
+            tiles<QUERIES, true>(rows.count, weights, CHUNK, at.values + d * CHUNK, positions, nullptr, rows.sums + d,
+                                 padded_, rows.keep);
         }
     }
 

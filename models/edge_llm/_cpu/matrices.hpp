@@ -50,8 +50,12 @@ struct Blocks final : Format {
             for (int row = 0; row < rows; ++row) {
                 const uint8_t* source = raw + row * stride + int64_t(block) * (2 + Kind::BYTES / WIDTH);
                 std::memcpy(scales + 2 * row, source, 2);
-                for (int i = 0; i < Kind::BYTES / WIDTH; ++i)
-                    bytes[i / 4 * 4 * WIDTH + 4 * row + i % 4] = Kind::stored(source[2 + i]);
+                for (int i = 0; i < Kind::BYTES / WIDTH; i += 4) {
+                    uint32_t four;
+                    std::memcpy(&four, source + 2 + i, 4);
+                    four ^= Kind::FLIPPED;
+                    std::memcpy(bytes + i * WIDTH + 4 * row, &four, 4);
+                }
             }
         }
     }
@@ -127,7 +131,7 @@ struct Blocks final : Format {
 struct Q4 {  // byte i of a block: column i in the low half, column i + 16 in the high one
     static constexpr int BYTES = BLOCK / 2 * WIDTH, ZERO = 8;
     static constexpr bool SMALL = true;
-    static uint8_t stored(uint8_t x) { return x; }
+    static constexpr uint32_t FLIPPED = 0;  // bits of four bytes, between a file and a tile
     static float value(const uint8_t* q, int i) { return float((i < 16 ? q[i] & 15 : q[i - 16] >> 4) - 8); }
     static void operands(const uint8_t* p, Bytes* w) {
 #pragma GCC unroll 4
@@ -141,7 +145,7 @@ struct Q4 {  // byte i of a block: column i in the low half, column i + 16 in th
 struct Q8 {
     static constexpr int BYTES = BLOCK * WIDTH, ZERO = OFFSET;
     static constexpr bool SMALL = false;
-    static uint8_t stored(uint8_t x) { return uint8_t(x + OFFSET); }
+    static constexpr uint32_t FLIPPED = OFFSET ? 0x80808080 : 0;  // adds 128 to each byte
     static float value(const uint8_t* q, int i) { return float(int8_t(q[i])); }
     static void operands(const uint8_t* p, Bytes* w) {
 #pragma GCC unroll 8
@@ -162,9 +166,10 @@ struct Plain final : Format {
 
     void pack(const uint8_t* raw, int64_t stride, int rows, int columns, uint8_t* tile) const override {
         std::memset(tile, 0, tile_bytes(columns));
+        Element* place = reinterpret_cast<Element*>(tile);
         for (int row = 0; row < rows; ++row)
             for (int c = 0; c < columns; ++c)
-                std::memcpy(tile + (int64_t(c) * WIDTH + row) * sizeof(Element), raw + row * stride + c * sizeof(Element), sizeof(Element));
+                std::memcpy(place + int64_t(c) * WIDTH + row, raw + row * stride + c * sizeof(Element), sizeof(Element));
     }
 
     void unpack_row(const uint8_t* raw, int columns, float* out) const override {

@@ -13,7 +13,8 @@ namespace edge {
 
 class Pass {
   public:
-    Pass(Model& model, int me, int threads) : m_(model), at_(model.at), bench_(*model.benches[me]), me_(me), threads_(threads) {}
+    Pass(Model& model, int me, int threads)
+        : m_(model), at_(model.at), bench_(*model.benches[me]), me_(me), threads_(threads) {}
 
     // T tokens (at most PIECE) from a position on; the logits of the last one, where ``wanted``.
     void run(const int32_t* tokens, int T, int position, bool wanted) {

@@ -70,7 +70,8 @@ class Memory {
 // The part of ``count`` that thread ``me`` of ``threads`` does.
 struct Share {
     int first, last;
-    Share(int count, int me, int threads) : first(int(int64_t(count) * me / threads)), last(int(int64_t(count) * (me + 1) / threads)) {}
+    Share(int count, int me, int threads)
+        : first(int(int64_t(count) * me / threads)), last(int(int64_t(count) * (me + 1) / threads)) {}
 };
 
 }  // namespace edge

@@ -174,8 +174,10 @@ inline Integers products(const Bytes* w, const int8_t* a, int32_t start) {
         const __m256i x = __m256i(w[g]), y = _mm256_set1_epi32(four(a + 4 * g));
         if (SMALL)  // 8 * 2 * 15 * 127 fits into 16 bits
             pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(x, y));
-        else
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x)), ones));
+        else {
+            const __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(two, ones));
+        }
     }
     return Integers(SMALL ? _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones)) : sum);
 #elif defined(EDGE_NEON) && defined(__ARM_FEATURE_DOTPROD)
