@@ -109,7 +109,7 @@ class HuggingFace(Source):
         file = where / "model.safetensors"
         try:
             self._bytes = np.memmap(file, np.uint8, "r")
-            (length,) = struct.unpack("<Q", self._bytes[:8])
+            (length,) = struct.unpack("<Q", bytes(self._bytes[:8]))
             self._entries, self._start = json.loads(bytes(self._bytes[8 : 8 + length])), 8 + length
         except (ValueError, struct.error) as error:
             raise BadGguf(f"{file} is no file of safetensors, or a part of one ({error})") from error

@@ -9,7 +9,6 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from archbench.models.edge_llm import _artefacts_sources as sources
 from archbench.models.edge_llm._weights_blocks import KINDS, quantised
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}  # llama.cpp's LLAMA_FTYPE
-LOG_ERROR = 4  # of ggml's levels
 QUANTISATION_VERSION = 2  # of ggml's blocks
 
 
@@ -90,15 +88,11 @@ def _describe(writer, source: sources.Source, kind: str) -> None:  # type: ignor
 
 
 def _write_mixed(where: Path, model: str) -> None:
-    """llama.cpp's mix of Q4_K and Q6_K, from float16 weights. Of its log only errors are said."""
+    """llama.cpp's mix of Q4_K and Q6_K, from float16 weights."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
-    def errors_only(level: int, text: bytes, _: object) -> None:
-        if level == LOG_ERROR:
-            sys.stderr.write(text.decode(errors="replace"))
+    from archbench.models.edge_llm._artefacts_log import only_errors
 
-    llama_cpp.llama_log_set(errors_only, None)
     half = artefacts.path(model, "f16")
     with tempfile.TemporaryDirectory(dir=where.parent) as scratch:
         if not artefacts.is_whole(half):
@@ -107,7 +101,7 @@ def _write_mixed(where: Path, model: str) -> None:
         parameters = llama_cpp.llama_model_quantize_default_params()
         parameters.ftype = FILE_TYPES[sources.MIXED]
         parameters.nthread = 1
-        failed = llama_cpp.llama_model_quantize(str(half).encode(), str(where).encode(), parameters)
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)
+        with only_errors():
+            failed = llama_cpp.llama_model_quantize(str(half).encode(), str(where).encode(), parameters)
     if failed:
         raise artefacts.BadArtefact(f"llama.cpp could not quantise {half} (it returned {failed})")

@@ -56,7 +56,7 @@ class Gguf:
         self.path = path
         self._bytes: Bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         try:
-            self.metadata, self.tensors = _Header(memoryview(self._bytes)).read()
+            self.metadata, self.tensors = _Header(self._bytes.data).read()
         except (struct.error, UnicodeDecodeError, KeyError, IndexError) as error:
             raise BadGguf(f"{path} is no GGUF file, or a part of one ({error})") from error
         for name, tensor in self.tensors.items():

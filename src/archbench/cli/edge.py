@@ -26,8 +26,9 @@ def build(
     ] = None,
 ) -> None:
     """Make the files of models. What is there already and whole is left as it is."""
-    from archbench.models.edge_llm import MODELS, WEIGHTS
+    from archbench.models.edge_llm import WEIGHTS
     from archbench.models.edge_llm import _artefacts as artefacts
+    from archbench.models.edge_llm._config import MODELS
 
     for given, known, what in ((models, MODELS, "model"), (weights or [], WEIGHTS, "kind of weights")):
         for name in given:
@@ -52,8 +53,9 @@ def build(
 @edge.command("list")
 def list_models() -> None:
     """Show the models, where their weights come from, and which files are here."""
-    from archbench.models.edge_llm import MODELS, WEIGHTS
+    from archbench.models.edge_llm import WEIGHTS
     from archbench.models.edge_llm import _artefacts as artefacts
+    from archbench.models.edge_llm._config import MODELS
 
     table = Table(title=plain(f"model files in {artefacts.folder()}"), title_justify="left")
     table.caption, table.caption_justify = plain("next: archbench edge build MODEL [--weights KIND]"), "left"
