@@ -5,10 +5,12 @@ about the next: here every time is a process that loads the model, makes one pas
 pair is what counts; both sides saw the same minute. Threads that wait for one another are slowed many times over by a
 neighbour, and not by the same factor twice: a pair is made again, up to three times as many in all, where other
 processes used a tenth of the cores, and the calmest are summed up. A path in a contender's place is a ``llama-bench``,
-which is asked for the same case. Run by hand, it is no part of the test suite:
+which is asked for the same case. ``--than`` gives the second side another case. Run by hand, it is no part of the test
+suite:
 
     python tests/edge_pairs.py llama_cpp /path/to/llama-bench --case smollm2_135m-q4_0-tg128 --pairs 7
     python tests/edge_pairs.py ort_fused llama_cpp --case tinyllama_1b1_random-q4_0-tg32-t1
+    python tests/edge_pairs.py llama_cpp llama_cpp --case smollm2_135m-q4_0-tg32-d2048 --than smollm2_135m-q4_0-tg32
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from archbench.harness.neighbours import CROWDED, wait_for_quiet
 from archbench.models.edge_llm import TRACK, EdgeCase
 from archbench.models.edge_llm._artefacts import path
 from archbench.stats import hodges_lehmann
+
+Side = tuple[str, EdgeCase]  # a contender or a path, and what it is asked
 
 ATTEMPTS = 3  # times the pairs asked for
 SLUG = re.compile(
@@ -105,32 +109,31 @@ class Neighbours:
         return sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0), sum(own[:4]), own.elapsed
 
 
-def pair(names: Sequence[str], case: EdgeCase, calls: int) -> tuple[float, float, float]:
+def pair(sides: Sequence[Side], calls: int) -> tuple[float, float, float]:
     """Seconds per token of both sides, and what others took of the cores meanwhile."""
     seconds = [0.0, 0.0]
     wait_for_quiet()
     neighbours = Neighbours()
     for side in random.sample((0, 1), 2):
-        seconds[side] = fresh(names[side], case, calls)
+        seconds[side] = fresh(*sides[side], calls)
     return seconds[0], seconds[1], neighbours.share()
 
 
-def pairs(names: Sequence[str], case: EdgeCase, count: int, calls: int) -> None:
-    short = [os.path.basename(name) for name in names]
+def pairs(sides: Sequence[Side], count: int, calls: int) -> None:
+    one, two = (os.path.basename(name) for name, _ in sides)
     found: list[tuple[float, float]] = []  # share of others, log ratio
     while sum(others <= CROWDED for others, _ in found) < count and len(found) < ATTEMPTS * count:
-        first, second, others = pair(names, case, calls)
+        first, second, others = pair(sides, calls)
         found.append((others, math.log(first / second)))
-        print(
-            f"pair {len(found)}: {short[0]} {first * 1e3:.3f} ms, {short[1]} {second * 1e3:.3f} ms, "
-            f"ratio {first / second:.4f}, others {others:.0%}", flush=True,
-        )  # fmt: skip
+        times = f"{one} {first * 1e3:.3f} ms, {two} {second * 1e3:.3f} ms"
+        print(f"pair {len(found)}: {times}, ratio {first / second:.4f}, others {others:.0%}", flush=True)
     calm = sorted(found)[:count]
     interval = hodges_lehmann([ratio for _, ratio in calm]).exp()
+    asked = " over ".join(f"{os.path.basename(name)} at {case.slug}" for name, case in sides)
     print(
-        f"{case.slug}: seconds per token of {short[0]} over {short[1]}, median "
-        f"{math.exp(median(ratio for _, ratio in calm)):.4f}, 95 % interval of the centre [{interval.lo:.4f}, "
-        f"{interval.hi:.4f}], the {len(calm)} calmest of {len(found)} pairs (others {calm[-1][0]:.0%} at most)"
+        f"seconds per token of {asked}: median {math.exp(median(ratio for _, ratio in calm)):.4f}, 95 % interval of "
+        f"the centre [{interval.lo:.4f}, {interval.hi:.4f}], the {len(calm)} calmest of {len(found)} pairs "
+        f"(others {calm[-1][0]:.0%} at most)"
     )
 
 
@@ -138,13 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", help="two contenders; one: its seconds per token in this process, as JSON")
     parser.add_argument("--case", required=True, type=case_of, help="a slug; sizes may be others than the track's")
+    parser.add_argument("--than", type=case_of, help="the second contender's case, where it is another")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--calls", type=int, default=5, help="timed passes of a process")
     asked = parser.parse_args()
     if len(asked.names) == 1:
         print(json.dumps(timed(asked.names[0], asked.case, asked.calls)))
     elif len(asked.names) == 2:
-        pairs(asked.names, asked.case, asked.pairs, asked.calls)
+        pairs(list(zip(asked.names, (asked.case, asked.than or asked.case), strict=True)), asked.pairs, asked.calls)
     else:
         parser.error("one contender or two")
 
