@@ -106,6 +106,26 @@ def edge(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def edge_pairs(session: nox.Session) -> None:
+    """Two runtimes of the edge track in pairs of fresh processes: nox -s edge_pairs -- A B --case SLUG."""
+    python(session, "tests/edge_pairs.py", *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def arm64(session: nox.Session) -> None:
+    """Run the edge track and the agent in an emulated 64-bit Arm board (root, qemu; an hour)."""
+    install(session)
+    python(session, "tests/arm64_session.py", *session.posargs)
+
+
+@nox.session(python=False, default=False)
+def agent_faults(session: nox.Session) -> None:
+    """Kill, starve and cut off the agent, forge its deliveries, and count the results (root)."""
+    install(session)
+    python(session, "tests/agent_faults.py", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def gpu(session: nox.Session) -> None:
     """On a host with a GPU: gate, measurements, board and summary into a folder: nox -s gpu -- OUT."""
     install(session)
