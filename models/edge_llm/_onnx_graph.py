@@ -30,6 +30,9 @@ from archbench.models.edge_llm._weights import Weights
 OPSET, MICROSOFT_OPSET, IR = 23, 1, 11
 MICROSOFT = "com.microsoft"
 INT8, FP32 = 4, 1  # accuracy levels of MatMulNBits: what activations become
+INT8_CACHE = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+
+Scales = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Cache:
     @property
     def present(self) -> tuple[str, str]:
         return f"present_key_{self.layer}", f"present_value_{self.layer}"
+
+    @property
+    def scales(self) -> tuple[str, str]:
+        return f"key_scales_{self.layer}", f"value_scales_{self.layer}"
 
 
 class Builder:
@@ -151,15 +158,21 @@ def step_values(config: Any) -> tuple[list[onnx.ValueInfoProto], list[onnx.Value
     return inputs, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 1, config.vocabulary))]
 
 
-def cache_values(config: Any, names: tuple[str, str], length: str) -> list[onnx.ValueInfoProto]:
+def cache_values(
+    config: Any, names: tuple[str, str], length: str, kind: int = TensorProto.FLOAT
+) -> list[onnx.ValueInfoProto]:
     shape = (1, config.kv_heads, length, config.head_dim)
-    return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+    return [helper.make_tensor_value_info(name, kind, shape) for name in names]
 
 
 def fused(
-    weights: Weights, pieces: dict[str, Piece], file: str, positions: int, accuracy: int = INT8
-) -> onnx.ModelProto:
-    """Inputs: ids (1, T), last (1,) = S - 1, total () = S, the cache. ``positions``: how many there may be."""
+    weights: Weights, pieces: dict[str, Piece], file: str, positions: int,
+    accuracy: int = INT8, scales: Scales | None = None,
+) -> onnx.ModelProto:  # fmt: skip
+    """Inputs: ids (1, T), last (1,) = S - 1, total () = S, the cache. ``positions``: how many there may be.
+
+    With scales (1, K, 1, E) of each layer's keys and values the cache is int8.
+    """
     build, config = Builder(weights, pieces, file, accuracy), weights.config
     cosines, sines = angles(config, positions)
     cos, sin = build.constant("cosines", cosines), build.constant("sines", sines)
@@ -183,10 +196,15 @@ def fused(
         at, cache = f"blk.{layer}.", Cache(layer)
         normed, x = norm(f"{at}attn_norm.weight")
         packed = build.product(normed, f"{at}attn_q.weight", f"{at}attn_k.weight", f"{at}attn_v.weight")
+        kind, more, how = TensorProto.FLOAT, [], {}
+        if scales is not None:
+            kind, how = TensorProto.INT8, INT8_CACHE
+            given = zip(cache.scales, scales[layer], strict=True)
+            more = ["", "", "", *(build.constant(name, values) for name, values in given)]
         attended = build.node(
-            "GroupQueryAttention", packed, "", "", *cache.past, "last", "total", cos, sin,
+            "GroupQueryAttention", packed, "", "", *cache.past, "last", "total", cos, sin, *more,
             to=(f"{at}attended", *cache.present), domain=MICROSOFT,
-            num_heads=config.heads, kv_num_heads=config.kv_heads, do_rotary=1, rotary_interleaved=1,
+            num_heads=config.heads, kv_num_heads=config.kv_heads, do_rotary=1, rotary_interleaved=1, **how,
         )  # fmt: skip
         if layer == config.layers - 1:
             x, attended = (build.node("Gather", each, only_last, axis=1) for each in (x, attended))
@@ -195,8 +213,8 @@ def fused(
         gate, up = (build.product(normed, f"{at}ffn_{part}.weight") for part in ("gate", "up"))
         hidden = build.node("Mul", build.node("QuickGelu", gate, domain=MICROSOFT, alpha=1.0), up)
         branch = build.product(hidden, f"{at}ffn_down.weight")
-        inputs += cache_values(config, cache.past, "past")
-        outputs += cache_values(config, cache.present, "present")
+        inputs += cache_values(config, cache.past, "past", kind)
+        outputs += cache_values(config, cache.present, "present", kind)
 
     normed, _ = norm("output_norm.weight")
     build.product(normed, weights.output, to=("logits",))

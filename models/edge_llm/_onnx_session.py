@@ -13,6 +13,8 @@ Source: https://onnxruntime.ai/docs/performance/tune-performance/iobinding.html
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +25,7 @@ import onnxruntime
 from archbench.hardware.cpu import usable_cores
 from archbench.models.edge_llm import EdgeCase, Logits, Tokens, prefix
 from archbench.models.edge_llm._onnx_data import Piece, data_file, layout
-from archbench.models.edge_llm._onnx_graph import Cache
+from archbench.models.edge_llm._onnx_graph import INT8, Cache, Scales, fused
 from archbench.models.edge_llm._weights import Weights, open_weights
 from archbench.track import Unavailable
 
@@ -31,13 +33,38 @@ Graph = Callable[[Weights, dict[str, Piece], str, int], onnx.ModelProto]
 Session: TypeAlias = onnxruntime.InferenceSession
 
 CHUNK = 512  # tokens of the prefix that are evaluated together
+SAMPLE = 256  # tokens the scales of an int8 cache are taken from
+HEADROOM = 1.25  # of them
 ERRORS_ONLY = 3  # of the library's log
 
 
-def opened(case: EdgeCase, graph: Graph, *, fusion: bool = True) -> Session:
-    """A session for a case. Raises Unavailable where weights or cache are of a kind the library has no operator for."""
+def fused_for(case: EdgeCase, accuracy: int = INT8) -> Session:
+    """A session of the fused graph, whose cache is of the case's kind. Raises Unavailable."""
+    scales = None if case.kv == "f16" else cache_scales(case, accuracy)
+    return opened(case, partial(fused, accuracy=accuracy, scales=scales))
+
+
+def cache_scales(case: EdgeCase, accuracy: int) -> Scales:
+    """For each layer the scales (1, K, 1, E) of keys and of values in int8.
+
+    The operator wants them beforehand, for each channel: they are those of a text of random tokens, with room for values
+    larger than it had.
+    """
+    sample = replace(case, phase="pp", depth=0, tokens=min(SAMPLE, case.config.context), kv="f16")
+    reader = SharedCache(fused_for(sample, accuracy), sample)
+    reader(np.random.default_rng(0).integers(0, case.config.vocabulary, sample.tokens, dtype=np.int32))
+    largest = ([np.abs(each).max(axis=2, keepdims=True) for each in reader.cache(n)] for n in range(case.config.layers))
+    return [(HEADROOM / 127 * keys, HEADROOM / 127 * values) for keys, values in largest]
+
+
+def only_float(case: EdgeCase) -> None:
+    """Raises Unavailable where a case wants another cache than one of the activations' type."""
     if case.kv != "f16":
-        raise Unavailable(f"ONNX Runtime's cache of integers has scales that are fixed beforehand: no {case.kv}")
+        raise Unavailable(f"an ablation of ort_fused with the cache in fp32: no {case.kv}")
+
+
+def opened(case: EdgeCase, graph: Graph, *, fusion: bool = True) -> Session:
+    """A session for a case. Raises Unavailable where weights are of a kind the library has no operator for."""
     weights = open_weights(case)
     pieces, end = layout(weights)
     data = data_file(weights, pieces, end)
@@ -66,6 +93,7 @@ class SharedCache:
         self._ids, self._last, self._total = np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros((), np.int32)
         self._logits = np.zeros((1, 1, config.vocabulary), np.float32)
         self._binding, self._bound = session.io_binding(), {}
+        kind = np.float32 if case.kv == "f16" else np.int8
         for name, array in (("ids", self._ids), ("last", self._last), ("total", self._total)):
             self._bound[name] = on_cpu(array)
             self._binding.bind_ortvalue_input(name, self._bound[name])
@@ -73,10 +101,14 @@ class SharedCache:
         self._binding.bind_ortvalue_output("logits", self._bound["logits"])
         for layer in range(config.layers):
             for past, present in zip(Cache(layer).past, Cache(layer).present, strict=True):
-                self._bound[past] = on_cpu(np.zeros((1, config.kv_heads, room, config.head_dim), np.float32))
+                self._bound[past] = on_cpu(np.zeros((1, config.kv_heads, room, config.head_dim), kind))
                 self._binding.bind_ortvalue_input(past, self._bound[past])
                 self._binding.bind_ortvalue_output(present, self._bound[past])
         evaluate_prefix(self, case)
+
+    def cache(self, layer: int) -> list[npt.NDArray[Any]]:
+        """Keys and values (1, K, S, E) of the tokens seen so far."""
+        return [self._bound[name].numpy()[:, :, : self._seen] for name in Cache(layer).past]
 
     def rewind(self) -> None:
         self._seen = self._depth

@@ -7,13 +7,13 @@ Source: https://onnxruntime.ai/docs/genai/howto/past-present-share-buffer.html
 """
 
 from archbench.models.edge_llm import EdgeCase
-from archbench.models.edge_llm._onnx_graph import fused
-from archbench.models.edge_llm._onnx_session import GrowingCache, opened
+from archbench.models.edge_llm._onnx_session import GrowingCache, fused_for, only_float
 from archbench.track import Contender
 
 
 def build(case: EdgeCase) -> GrowingCache:
-    return GrowingCache(opened(case, fused), case)
+    only_float(case)
+    return GrowingCache(fused_for(case), case)
 
 
 CONTENDER: Contender[EdgeCase] = Contender(build=build, family="ablation")

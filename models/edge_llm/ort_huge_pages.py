@@ -7,15 +7,14 @@ Source: https://docs.kernel.org/admin-guide/mm/transhuge.html
 """
 
 from archbench.models.edge_llm import EdgeCase
-from archbench.models.edge_llm._onnx_graph import fused
 from archbench.models.edge_llm._onnx_pages import in_huge_pages
-from archbench.models.edge_llm._onnx_session import SharedCache, opened
+from archbench.models.edge_llm._onnx_session import SharedCache, fused_for
 from archbench.track import Contender
 
 
 def build(case: EdgeCase) -> SharedCache:
     with in_huge_pages():
-        decoder = SharedCache(opened(case, fused), case)
+        decoder = SharedCache(fused_for(case), case)
     return decoder
 
 

@@ -8,11 +8,12 @@ Source: https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimi
 
 from archbench.models.edge_llm import EdgeCase
 from archbench.models.edge_llm._onnx_plain import plain
-from archbench.models.edge_llm._onnx_session import GrowingCache, opened
+from archbench.models.edge_llm._onnx_session import GrowingCache, only_float, opened
 from archbench.track import Contender
 
 
 def build(case: EdgeCase) -> GrowingCache:
+    only_float(case)
     return GrowingCache(opened(case, plain, fusion=False), case)
 
 
