@@ -47,8 +47,8 @@ def fused_for(case: EdgeCase, accuracy: int = INT8) -> Session:
 def cache_scales(case: EdgeCase, accuracy: int) -> Scales:
     """For each layer the scales (1, K, 1, E) of keys and of values in int8.
 
-    The operator wants them beforehand, for each channel: they are those of a text of random tokens, with room for values
-    larger than it had.
+    The operator wants them beforehand, for each channel: they are those of a text of random tokens, with room for
+    larger values than it had.
     """
     sample = replace(case, phase="pp", depth=0, tokens=min(SAMPLE, case.config.context), kv="f16")
     reader = SharedCache(fused_for(sample, accuracy), sample)
