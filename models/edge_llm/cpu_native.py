@@ -77,11 +77,12 @@ class NativeDecoder:
         self._position = self._depth
 
     def __call__(self, tokens: Tokens) -> Logits:
-        """Raises ValueError behind the last position the case has room for."""
+        """Raises ValueError behind the last position the case has room for, and for a token that is none."""
         if self._position + len(tokens) > self._capacity:
             raise ValueError(f"{len(tokens)} tokens behind {self._position}: the cache has room for {self._capacity}")
         tokens = np.ascontiguousarray(tokens, np.int32)
-        self._library.archbench_edge_step(self._decoder, tokens.ctypes.data, len(tokens), self._position)
+        if self._library.archbench_edge_step(self._decoder, tokens.ctypes.data, len(tokens), self._position):
+            raise ValueError(f"tokens {tokens.min()} to {tokens.max()}: the vocabulary has {len(self._logits)}")
         self._position += len(tokens)
         return self._logits
 

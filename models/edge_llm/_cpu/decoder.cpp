@@ -38,15 +38,19 @@ extern "C" void archbench_edge_embedding(void* decoder, const uint8_t* raw, int6
     model(decoder).embedding_stride = stride;
 }
 
-// Evaluate tokens [count] from a position on; position + count is within the capacity.
-extern "C" void archbench_edge_step(void* decoder, const int32_t* tokens, int count, int position) {
+// Evaluate tokens [count] from a position on; position + count is within the capacity. Returns 0, or 1 where a token is not
+// of the vocabulary.
+extern "C" int archbench_edge_step(void* decoder, const int32_t* tokens, int count, int position) {
     edge::Model& with = model(decoder);
+    for (int t = 0; t < count; ++t)
+        if (tokens[t] < 0 || tokens[t] >= with.at.vocabulary) return 1;
 #pragma omp parallel num_threads(with.at.threads)
     {
         edge::Pass pass(with, omp_get_thread_num(), omp_get_num_threads());
         for (int done = 0; done < count; done += edge::PIECE)
             pass.run(tokens + done, std::min(edge::PIECE, count - done), position + done, count - done <= edge::PIECE);
     }
+    return 0;
 }
 
 // Logits of the last step [vocabulary].

@@ -163,6 +163,12 @@ def test_behind_the_last_position_it_refuses() -> None:
     decoder(tokens(TEXT))
 
 
+@pytest.mark.parametrize("token", [-1, 512])
+def test_a_token_that_is_none_is_refused(token: int) -> None:
+    with pytest.raises(ValueError, match="the vocabulary has 512"):
+        build(TEXT)(np.array([3, token], np.int32))
+
+
 def test_what_it_cannot_run_is_said() -> None:
     with pytest.raises(Unavailable, match="f32, f16, q8_0, q4_0 only, not the mix q4_k_m"):
         build(replace(TEXT, weights="q4_k_m"))
@@ -226,10 +232,11 @@ class Emulated:
         def embedding(_: int, address: int, stride: int) -> None:
             tell("E", bytes_at(address, stride * config.vocabulary), stride)
 
-        def step(_: int, address: int, count: int, position: int) -> None:
+        def step(_: int, address: int, count: int, position: int) -> int:
             tell("S", bytes_at(address, 4 * count), count, position)
             given.flush()
             ctypes.memmove(logits, taken.read(ctypes.sizeof(logits)), ctypes.sizeof(logits))
+            return 0
 
         self.archbench_edge_new, self.archbench_edge_free = new, lambda _: None
         self.archbench_edge_matrix, self.archbench_edge_norm, self.archbench_edge_embedding = matrix, norm, embedding
