@@ -17,13 +17,15 @@ import contextlib
 import fcntl
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from archbench.atomic import write_atomically
 from archbench.hardware.agent.signed_branch import (
     BRANCHES,
+    Delivery,
     examine,
     is_machine,
     known_files,
@@ -35,7 +37,9 @@ from archbench.hardware.agent.signed_report import Accepted, Collected, Quaranti
 from archbench.hardware.agent.signed_repository import begin, end, settings
 from archbench.hardware.agent.signed_results import Merge, Results, Validate
 
+ASK_S = 120.0
 FETCH_S = 1800.0
+MOST, MOST_BYTES = 200, 64 << 20  # deliveries that are taken at once: each time all results are read
 _INCOMING = "refs/incoming/"
 _SHORT = re.compile(r"[0-9a-f]{7,40}")
 
@@ -68,19 +72,36 @@ def collect(
     odd = next((given for given in (*accept, *skip) if not _SHORT.fullmatch(given)), None)
     if odd is not None or remote.startswith("-"):
         raise CannotCollect(f"{odd or remote!r} is not {'a commit' if odd is not None else 'a remote'}")
-    with _alone(state):
+    with _alone(state) as lock:
         try:
-            git = Git(state / "mirror.git", settings() | signers.config())
+            git = Git(state / "mirror.git", settings() | signers.config(), hold=[lock])
             begin(git)
-            listed = git.text("ls-remote", "--heads", remote, f"{BRANCHES}*", timeout_s=FETCH_S)
+            listed = git.text("ls-remote", "--heads", remote, f"{BRANCHES}*", timeout_s=ASK_S)
         except GitFailed as failed:
             raise CannotCollect(f"{remote}: {failed}") from failed
+        _same_remote(state / "remote", remote)
         round_ = _Round(git, remote, Results(results, state, merge, validate, now), signers, state, accept, skip, now)
         tips = {ref.removeprefix(BRANCHES): tip for tip, ref in map(str.split, listed.splitlines())}
         for name in sorted(tips.keys() | round_.collected.keys()):
             round_.branch(name, tips.get(name))
+        round_.settle()
+        round_.results.tidy()
         end(git)
         return round_.report()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A commit that counts as far as git can tell; ``delivery`` is None where the owner skips it."""
+
+    machine: str
+    commit: str
+    delivery: Delivery | None
+    behind: int
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.delivery.files.values())) if self.delivery is not None else 0
 
 
 class _Round:
@@ -105,6 +126,8 @@ class _Round:
         self.quarantine = Quarantine(state / "quarantine", now)
         self.accept, self.skip = frozenset(accept), frozenset(skip)
         self.met: set[str] = set()
+        self.steps: list[_Step] = []
+        self.stopped: set[str] = set()
         self.accepted: list[Accepted] = []
         self.skipped: list[str] = []
         try:
@@ -113,7 +136,7 @@ class _Round:
             self.collected = {}
 
     def branch(self, name: str, tip: str | None) -> None:
-        """Collect one branch, or quarantine where it stops."""
+        """Read one branch to where it stops; what counts of it waits for ``settle``."""
         commit, behind = tip or self.collected.get(name, ""), 0
         try:
             if not is_machine(name):
@@ -124,22 +147,50 @@ class _Round:
             last = self._last(name, tip)
             commits = new_commits(self.git, last, tip)
             known = known_files(self.git, last)
-            for done, commit in enumerate(commits):
-                behind = len(commits) - done - 1
+            for done, commit in enumerate(commits, start=1):
+                behind = len(commits) - done
+                delivery = None
                 if self._chosen(commit, self.skip):
                     known = known_files(self.git, commit)
-                    self.skipped.append(commit)
                 else:
                     trusted = self._chosen(commit, self.accept)
                     delivery = examine(self.git, name, commit, last, known, self.signers, trusted=trusted)
-                    self.results.take(delivery)
-                    self.accepted.append(Accepted(name, delivery.run, commit, delivery.key))
+                self.steps.append(_Step(name, commit, delivery, behind))
                 last = commit
-                self._note(name, commit)
+                if len(self.steps) >= MOST or sum(step.size for step in self.steps) > MOST_BYTES:
+                    self.settle()
+                if name in self.stopped:
+                    return
         except (Refused, GitFailed) as error:
-            self.quarantine.put(name, commit, str(error), behind)
-            if is_machine(name) and self.git.commit_of(commit) is not None:
-                self.git("update-ref", f"refs/quarantine/{name}", commit)
+            self._stop(name, commit, str(error), behind)
+
+    def settle(self) -> None:
+        """Take what waits into the results: all of it at once, or, where that does not fit, one by one."""
+        steps, self.steps = self.steps, []
+        try:
+            self._take(steps)
+        except Refused:
+            for step in steps:
+                if step.machine not in self.stopped:
+                    try:
+                        self._take([step])
+                    except Refused as refused:
+                        self._stop(step.machine, step.commit, str(refused), step.behind)
+
+    def _take(self, steps: Sequence[_Step]) -> None:
+        deliveries = [step.delivery for step in steps if step.delivery is not None]
+        if deliveries:
+            self.results.take(deliveries)
+        self.accepted += [Accepted(found.machine, found.run, found.commit, found.key) for found in deliveries]
+        self.skipped += [step.commit for step in steps if step.delivery is None]
+        self.collected |= {step.machine: step.commit for step in steps}
+        write_atomically(self.notes, json.dumps(self.collected, indent=1, sort_keys=True).encode() + b"\n")
+
+    def _stop(self, name: str, commit: str, reason: str, behind: int) -> None:
+        self.stopped.add(name)
+        self.quarantine.put(name, commit, reason, behind)
+        if is_machine(name) and self.git.commit_of(commit) is not None:
+            self.git("update-ref", f"refs/quarantine/{name}", commit)
 
     def report(self) -> Collected:
         unmet = sorted(given for given in self.accept | self.skip if given not in self.met)
@@ -171,18 +222,25 @@ class _Round:
         self.met |= found
         return bool(found)
 
-    def _note(self, name: str, commit: str) -> None:
-        self.collected[name] = commit
-        write_atomically(self.notes, json.dumps(self.collected, indent=1, sort_keys=True).encode() + b"\n")
-        self.git("update-ref", f"refs/collected/{name}", commit)
-
 
 @contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
+def _alone(state: Path) -> Iterator[int]:
+    """Hold the folder's lock, together with every git that is started meanwhile. Raises CannotCollect."""
     state.mkdir(parents=True, exist_ok=True)
     with (state / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotCollect(f"another collect is at work in {state}") from None
-        yield
+        yield file.fileno()
+
+
+def _same_remote(note: Path, remote: str) -> None:
+    """A collector's notes are of one remote: branches that another one lacks would look deleted."""
+    if not note.exists():
+        write_atomically(note, f"{remote}\n".encode())
+    elif note.read_text(encoding="utf-8") != f"{remote}\n":
+        raise CannotCollect(
+            f"{note.parent} collects from {note.read_text(encoding='utf-8').strip()}: give another --state for another "
+            f"remote, or, where the same one has a new address, write that into {note}"
+        )

@@ -20,6 +20,7 @@ from archbench.hardware.agent.signed_branch import BRANCHES, RUNS
 from archbench.hardware.agent.signed_git import Git, GitFailed
 from archbench.hardware.agent.signed_repository import begin, end, settings
 
+ASK_S = 60.0  # what the remote may take to say where the branch is
 NETWORK_S = 900.0  # what a push or a fetch may take
 PUSHES = 3  # in one delivery, where somebody else pushed in between
 LOOSE = 2000  # objects, before they are packed
@@ -70,7 +71,7 @@ class Courier:
         return sent, f"the remote holds something else under the name of run {other}" if other else ""
 
     def _remote_tip(self) -> str | None:
-        listed = self.git.text("ls-remote", self.remote, self.branch, timeout_s=NETWORK_S)
+        listed = self.git.text("ls-remote", self.remote, self.branch, timeout_s=ASK_S)
         return next((line.split()[0] for line in listed.splitlines() if line.endswith(f"\t{self.branch}")), None)
 
     def _fetch(self) -> str | None:

@@ -43,28 +43,30 @@ class Results:
         self._merge, self._validate, self._now = merge, validate, now
         self._before: set[tuple[str, str]] | None = None  # what is against the trial as it is; None: there is none yet
 
-    def take(self, delivery: Delivery) -> None:
-        """Merge a delivery. Raises Refused where it does not fit the results, OSError."""
-        for name, content in delivery.files.items():
-            place = self.folder / name
-            if f"/{CELLS}/" in name and place.exists() and place.read_bytes() != content:
-                raise Refused(f"{name} would overwrite another run of that name in the results")
-        self._stage(delivery)
+    def take(self, deliveries: Sequence[Delivery]) -> None:
+        """Merge deliveries, all or none. Raises Refused where one does not fit the results, OSError."""
+        shutil.rmtree(self._staged, ignore_errors=True)
+        staged = [self._stage(delivery, self._staged / str(i)) for i, delivery in enumerate(deliveries)]
         if self._before is None:
             self._copy()
             self._before = self._against(self._trial)
         before, self._before = self._before, None  # a trial that fails is of no use any more
         try:
-            self._merge([self._staged], self._trial)
+            self._merge(staged, self._trial)
             after = self._against(self._trial)
-            found = sorted(self._against(self._staged) | after - before)
+            found = sorted((after - before).union(*map(self._against, staged)))
             if found:
                 more = f", and {len(found) - 1} more" if len(found) > 1 else ""
                 raise Refused(f"{found[0][0]}: {found[0][1]}{more}")
-            self._merge([self._staged], self.folder)
+            self._merge(staged, self.folder)
         except ValueError as error:
             raise Refused(f"cannot be merged: {error}") from error
         self._before = after
+
+    def tidy(self) -> None:
+        """Remove the copy."""
+        for folder in (self._staged, self._trial):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def proved(self, machine: str) -> set[str]:
         """The commits of a machine whose proofs lie in the results."""
@@ -74,15 +76,18 @@ class Results:
                 found.add(line["commit"])
         return found
 
-    def _stage(self, delivery: Delivery) -> None:
-        shutil.rmtree(self._staged, ignore_errors=True)
+    def _stage(self, delivery: Delivery, staged: Path) -> Path:
+        """A delivery as a results folder of its own. Raises Refused where it would overwrite a run."""
         for name, content in delivery.files.items():
+            place = self.folder / name
+            if f"/{CELLS}/" in name and place.exists() and place.read_bytes() != content:
+                raise Refused(f"{name} would overwrite another run of that name in the results")
             if name != BENCHMARKS:
-                write_atomically(self._staged / name, content)
+                write_atomically(staged / name, content)
         described = _object(self.folder / BENCHMARKS)
         new = {k: v for k, v in json.loads(delivery.files.get(BENCHMARKS, b"{}")).items() if k not in described}
         if new:
-            write_atomically(self._staged / BENCHMARKS, json.dumps(new, sort_keys=True).encode() + b"\n")
+            write_atomically(staged / BENCHMARKS, json.dumps(new, sort_keys=True).encode() + b"\n")
         if delivery.key:
             proofs = [
                 {
@@ -98,7 +103,8 @@ class Results:
                 if f"/{CELLS}/" in name
             ]
             lines = "".join(json.dumps(proof, separators=(",", ":")) + "\n" for proof in proofs)
-            write_atomically(self._staged / delivery.machine / PROOFS, lines.encode())
+            write_atomically(staged / delivery.machine / PROOFS, lines.encode())
+        return staged
 
     def _copy(self) -> None:
         shutil.rmtree(self._trial, ignore_errors=True)

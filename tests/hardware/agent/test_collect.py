@@ -18,6 +18,7 @@ from deliveries import NOW, Entry, World, git, identity, is_clean, run_bytes, ru
 from delivery_attacks import ATTACKS, BROKEN, FIRST, SECOND, Attack, attack, begin, push
 
 from archbench.cells import encode
+from archbench.hardware.agent import collect as collecting
 from archbench.hardware.agent.collect import CannotCollect
 from archbench.hardware.agent.signed_report import Collected
 from archbench.reports.rows import load
@@ -144,6 +145,38 @@ def test_descriptions_all_machines_share_are_added_to_and_never_changed(tmp_path
     }
 
 
+def test_of_deliveries_that_come_together_only_the_bad_one_stops(tmp_path: Path) -> None:
+    world, attacks = begin(tmp_path, ["pi-4", "pi-5", "pi-6"])
+    assert len(world.collect().accepted) == 4
+    for name, a in attacks.items():
+        second, third = run_tree(name, SECOND), run_tree(name, identity(3))
+        if name == "pi-5":
+            second[name]["cells"] = {f"{SECOND}.jsonl": records(name, cell("base"), cell("fast", limit_fraction=3.0))}
+        commit = a.forge.commit({"runs": (runs := a.runs | {SECOND: second})}, [a.first], a.key())
+        commit = a.forge.commit({"runs": runs | {identity(3): third}}, [commit], a.key())
+        a.forge.point(f"machine/{name}", commit)
+    assert push(attacks, *attacks).returncode == 0
+    found = world.collect()
+    (stopped,) = found.quarantined
+    assert (stopped.branch, stopped.behind) == ("machine/pi-5", 1)
+    assert "limit_fraction is 3" in stopped.reason
+    for name in attacks:
+        assert world.collected(name) == ([FIRST] if name == "pi-5" else [FIRST, SECOND, identity(3)])
+
+
+def test_many_deliveries_are_taken_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "MOST", 2)
+    world, attacks = begin(tmp_path, ["pi-5"])
+    a, commit, runs = attacks["pi-5"], attacks["pi-5"].first, attacks["pi-5"].runs
+    for number in range(2, 7):
+        tree = run_tree("pi-5", identity(number), **({"schema": 99} if number == 5 else {}))
+        runs = runs | {identity(number): tree}
+        commit = a.forge.commit({"runs": runs}, [commit], a.key())
+    found = send(world, a, commit)
+    assert [stopped.behind for stopped in found.quarantined] == [1]
+    assert world.collected("pi-5") == [identity(number) for number in range(1, 5)]
+
+
 # ---- branches
 
 
@@ -246,9 +279,23 @@ def test_what_cannot_be_begun_is_said(tmp_path: Path) -> None:
     world.allowed = allowed
     with pytest.raises(CannotCollect, match="'HEAD' is not a commit"):
         world.collect(accept=["HEAD"])
-    world.remote = tmp_path / "gone.git"
+    (world.state / "remote").write_text("elsewhere\n")
+    with pytest.raises(CannotCollect, match="collects from elsewhere: give another --state"):
+        world.collect()
+    world.remote, world.state = tmp_path / "gone.git", tmp_path / "other"
     with pytest.raises(CannotCollect, match=r"gone\.git"):
         world.collect()
+
+
+def alone(world: World) -> Collected:
+    """Collect as soon as nobody else does: git's processes of a killed collector live on for a moment."""
+    for _ in range(200):
+        try:
+            return world.collect()
+        except CannotCollect as error:
+            assert "another collect is at work" in str(error)  # noqa: PT017
+            time.sleep(0.05)
+    raise AssertionError("the lock is never free")
 
 
 COLLECT = """
@@ -274,7 +321,7 @@ def test_killed_at_any_moment_it_goes_on_and_takes_every_run_once(tmp_path: Path
             process.stdout.readline()
             time.sleep(0.7 * i / kills)
             process.send_signal(signal.SIGKILL)
-    found = world.collect()
+    found = alone(world)
     assert found.quarantined == ()
     for machine in attacks:
         assert world.collected(machine) == [FIRST, SECOND]
