@@ -34,6 +34,7 @@ from archbench.models.edge_llm._weights import Weights, open_weights
 from archbench.track import Unavailable
 
 OPSET = 21
+ROOM = 48  # buffers hold a multiple, never a head's size or a case's tokens: a compiler takes equal sizes for one
 PIECE = 512  # tokens of a prefix that are evaluated together
 Turn = tuple[Tensor, Tensor]  # cosines and sines (T, D / 2)
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values (K, T, D) -> all there are
@@ -135,7 +136,8 @@ class Decoder:
         """``compiled``: tokens behind the prefix go through torch.compile, layer by layer. Raises Unavailable."""
         config, positions = case.config, case.depth + case.tokens
         self.model = load(open_weights(case), positions)
-        self.keys_LKCD = torch.zeros(config.layers, config.kv_heads, positions, config.head_dim)
+        room = positions // ROOM * ROOM + ROOM
+        self.keys_LKCD = torch.zeros(config.layers, config.kv_heads, room, config.head_dim)
         self.values_LKCD = torch.zeros_like(self.keys_LKCD)
         self._threads = case.threads or usable_cores()
         self._depth, self._seen = case.depth, 0

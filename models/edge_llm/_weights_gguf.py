@@ -1,7 +1,7 @@
 """Reads GGUF files: metadata, and tensors as memory-mapped blocks or as float32.
 
 The ``gguf`` package reads them too, by an array object for every string of a tokeniser: three seconds for a model of
-100 MB, which every process of a run would pay. This reader walks over the header once (50 ms) and maps the rest.
+100 MB, which every process of a run would pay. This reader walks over the header once (0.1 s) and maps the rest.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
