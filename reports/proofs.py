@@ -11,13 +11,12 @@ Source: docs/collecting.md
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from archbench.names import is_safe_name
-from archbench.reports.load import Unreadable, read_bytes
+from archbench.reports.load import Files, Problem, Unreadable, read_bytes, relative
 from archbench.reports.meaning import date
 
 MAX_PROOFS = 200_000
@@ -69,14 +68,16 @@ def _proof(number: int, line: bytes, machine: str) -> Proof:
 
 
 class Proofs:
-    """All proofs of a results folder."""
+    """All proofs of a results folder; a file that holds something else becomes one of its problems."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Files, folder: Path) -> None:
         self._held: dict[tuple[str, str], list[Proof]] = {}
-
-    def add(self, machine: str, proofs: Iterable[Proof]) -> None:
-        for proof in proofs:
-            self._held.setdefault((machine, proof.file), []).append(proof)
+        for machine, path in files.proofs:
+            try:
+                for proof in read_proofs(path, machine):
+                    self._held.setdefault((machine, proof.file), []).append(proof)
+            except Unreadable as error:
+                files.problems.append(Problem(relative(path, folder), str(error)))
 
     def of(self, machine: str, file: str, sha256: str) -> Proof | None:
         """The earliest proof of a run file with this content. Raises Unreadable where there are only other contents."""

@@ -29,7 +29,7 @@ from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
 from archbench.reports.cache import Cache, CachedReader, place
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.meaning import check_metric, date
-from archbench.reports.proofs import Proof, Proofs, read_proofs
+from archbench.reports.proofs import Proof, Proofs
 from archbench.reports.quality import case_on, compared, data_of, facts_of, plain_case, whole, with_data
 from archbench.reports.rank import band, log_interval, ranks
 from archbench.reports.row import Row, is_crowded, is_rankable
@@ -72,7 +72,7 @@ def load(folder: Path) -> Results:
     """Read a results folder into ranked rows, sorted. Raises NoResults where there is nothing in it."""
     files = survey(folder)
     problems = files.problems
-    proofs = _proofs(files, folder)
+    proofs = Proofs(files, folder)
     verified: dict[tuple[str, str], Proof] = {}
     runs: list[RunFile] = []
     sources: list[str] = []
@@ -134,16 +134,6 @@ def load(folder: Path) -> Results:
         archive=archive,
         proofs=verified,
     )
-
-
-def _proofs(files: Files, folder: Path) -> Proofs:
-    found = Proofs()
-    for machine, path in files.proofs:
-        try:
-            found.add(machine, read_proofs(path, machine))
-        except Unreadable as error:
-            files.problems.append(Problem(relative(path, folder), str(error)))
-    return found
 
 
 @contextmanager

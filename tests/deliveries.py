@@ -207,3 +207,20 @@ def problems(folder: Path) -> list[tuple[str, str]]:
 def identity(number: int) -> str:
     """A run's name."""
     return f"20260102T{number:06d}Z-aaaaaa"
+
+
+def names(*numbers: int) -> tuple[str, ...]:
+    return tuple(map(identity, numbers))
+
+
+def filled(world: World, *numbers: int, state: str = "") -> Outbox:
+    """The outbox of ``pi-5`` after these runs were put into it."""
+    outbox = world.outbox("pi-5", state)
+    for number in numbers:
+        world.put(outbox, identity(number))
+    return outbox
+
+
+def repository(outbox: Outbox) -> Path:
+    """Where a delivery makes its commits."""
+    return outbox.folder / "repository.git"
