@@ -144,7 +144,7 @@ def verify(where: Path) -> None:
 def _verify(where: Path, size: int, changed_ns: int) -> None:
     said = fingerprint(where)
     if _digest(where, size - len(SEAL) - DIGEST_BYTES).hex() != said:
-        raise BadArtefact(f"{where} is damaged or was changed: delete it and run `{_again(where)}`")
+        raise BadArtefact(f"{where} is damaged or was changed: run `{_again(where)}`")
 
 
 def fingerprint(where: Path) -> str:
@@ -154,7 +154,7 @@ def fingerprint(where: Path) -> str:
         end = file.read()
     if end[: len(SEAL)] != SEAL or len(end) != len(SEAL) + DIGEST_BYTES:
         raise BadArtefact(
-            f"{where} is not complete, or another version of archbench made it: delete it and run `{_again(where)}`"
+            f"{where} is not complete, or another version of archbench made it: run `{_again(where)}`"
         )
     return end[len(SEAL) :].hex()
 
