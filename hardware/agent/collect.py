@@ -72,6 +72,8 @@ def collect(
     odd = next((given for given in (*accept, *skip) if not _SHORT.fullmatch(given)), None)
     if odd is not None or remote.startswith("-"):
         raise CannotCollect(f"{odd or remote!r} is not {'a commit' if odd is not None else 'a remote'}")
+    # git and ssh-keygen are told of these files; neither promises from where it reads a relative path.
+    signers = Signers(signers.allowed.resolve(), signers.revoked and signers.revoked.resolve())
     with _alone(state) as lock:
         try:
             git = Git(state / "mirror.git", settings() | signers.config(), hold=[lock])
