@@ -47,7 +47,6 @@ POINTS = {
 LASTS_S = {"installing": 5.0, "measuring": 4.0, "anywhere": 8.0}  # the others are over in a moment
 LIFE_S = 60.0  # of a look, at most, on a busy machine
 RECEIVERS = 8  # that are killed at a random moment
-ROUNDS = 3  # of two agents
 CLOCK = """
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -103,7 +102,7 @@ def doing(process: psutil.Process, state: Path, point: str) -> bool:
 def kills(folder: Path, options: argparse.Namespace) -> Told:
     """kill -9 at random points of a full life: of the agent alone, and of all it started as a loss of power does."""
     chance = random.Random(options.seed)
-    world = make_world(folder, **own_environment(folder))
+    world = make_world(folder, **(own_environment(folder) if options.install else {}))
     hit: Counter[str] = Counter()
     while hit.total() < options.kills:
         if not world.missing(world.at_remote()):
@@ -179,14 +178,14 @@ def two_agents(folder: Path, options: argparse.Namespace) -> Told:
     """Two looks of one agent at the same moment, a few times."""
     world = make_world(folder)
     codes: Counter[int] = Counter()
-    for _ in range(ROUNDS):
+    for _ in range(options.pairs):
         world.commit()
         both = [world.start(), world.start()]
         for process in both:
             process.communicate(timeout=LIFE_S * 5)
             codes[process.returncode] += 1
     problems = [] if set(codes) == {0, 3} else [f"exit codes {dict(codes)}: 0, and 3 for the second, were expected"]
-    return f"{ROUNDS} pairs, exit codes {dict(codes)}", problems + world.finish() + world.taken()
+    return f"{options.pairs} pairs, exit codes {dict(codes)}", problems + world.finish() + world.taken()
 
 
 def moved_clock(folder: Path, by_s: int) -> dict[str, str]:
@@ -207,15 +206,16 @@ def clock(folder: Path, options: argparse.Namespace) -> Told:
     code, said = world.look(**yesterday)
     problems += [f"yesterday, a commit of three days ago: exit {code}: {said[-300:]}"] if code else []
     problems += [] if "the clock was moved back" in said else [f"nobody noticed: {said[-300:]}"]
-    world.commit(date=old)
-    process = world.start()
-    while process.poll() is None and not doing(psutil.Process(process.pid), world.state, "measuring"):
-        time.sleep(0.01)
-    time.sleep(2)
-    kill_all(process)
-    process.communicate()
-    code, said = world.look(**yesterday)
-    problems += [f"a run that was cut off goes on yesterday: exit {code}: {said[-300:]}"] if code else []
+    if options.midrun:
+        world.commit(date=old)
+        process = world.start()
+        while process.poll() is None and not doing(psutil.Process(process.pid), world.state, "measuring"):
+            time.sleep(0.01)
+        time.sleep(2)
+        kill_all(process)
+        process.communicate()
+        code, said = world.look(**yesterday)
+        problems += [f"a run that was cut off goes on yesterday: exit {code}: {said[-300:]}"] if code else []
     world.commit()
     code, said = world.look(**yesterday)
     problems += [] if code == 1 and "the clock is behind" in said else [f"a commit of tomorrow: {code}, {said[-300:]}"]
@@ -267,6 +267,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--cut", type=float, default=60.0, help="seconds without network")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=3, help="of two agents at once")
+    parser.add_argument("--python", dest="install", action="store_false", help="kills: without installing anything")
+    parser.set_defaults(midrun=True)
     parser.add_argument("faults", nargs="*", choices=[*FAULTS, []], help="all when left out")
     options = parser.parse_args()
     missing = [name for name in ("cc", "ip", "mount", "flock") if shutil.which(name) is None]

@@ -19,7 +19,7 @@ from pathlib import Path
 from agent_world import World, make_world
 
 DISK_BYTES = 8 << 20
-LEFT_KIB = (0, 4, 40, 100, 200, 400, 800, 1600)
+LEFT_KIB = (0, 40, 4000, 0, 8, 20, 40, 60, 80, 120, 200)  # enough for a clone from the third on
 SPACE, HERE, THERE = "archbench-faults", "10.213.77.1", "10.213.77.2"
 PORT = 9418
 
@@ -64,16 +64,18 @@ def full_disks(folder: Path) -> tuple[str, list[str]]:
     for where in (world.state, world.remote):
         with small_disk(where):
             for left_kib in LEFT_KIB:
-                if not world.missing(world.at_remote()):
-                    world.commit()
                 with ballast(where, left_kib):
                     code, said = world.look()
                 problems += [f"{left_kib} KiB left for {where.name}: {said[-300:]}"] if "Traceback" in said else []
                 problems += [f"{left_kib} KiB left: exit {code}: {said[-200:]}"] if code not in (0, 1) else []
                 failed += code == 1
+                if not world.missing(world.at_remote()):
+                    world.commit()
             problems += [f"with space again, {found}" for found in world.finish()]
+            world.commit()
+    problems += world.finish()
     problems += [] if failed > len(LEFT_KIB) // 2 else [f"only {failed} looks met a full disk"]
-    return f"{2 * len(LEFT_KIB)} looks with 0 to {LEFT_KIB[-1]} KiB left, {failed} failed", problems + world.taken()
+    return f"{2 * len(LEFT_KIB)} looks with 0 to {max(LEFT_KIB)} KiB left, {failed} failed", problems + world.taken()
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def answers(model: str, weights: str) -> dict[str, Any]:
     case = EdgeCase(model, "tg", len(text), weights=weights)
     found: dict[str, Any] = {}
     for contender in contender_modules("edge_llm"):
+        if contender.startswith("torch"):  # no board has it
+            continue
         loaded = load_contender("edge_llm", contender)
         if loaded.entry is None:
             found[contender] = loaded.reason
@@ -58,6 +60,7 @@ def answers(model: str, weights: str) -> dict[str, Any]:
         except (ImportError, Unavailable) as error:
             found[contender] = str(error)
             continue
+        decoder.rewind()
         rows = np.stack([decoder(text[i : i + 1]).copy() for i in range(len(text))]).astype(np.float64)
         found[contender] = {"nats": surprise(rows, text), "logits": rows[-1].tolist()}
     return {
