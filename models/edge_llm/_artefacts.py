@@ -153,9 +153,7 @@ def fingerprint(where: Path) -> str:
         file.seek(max(0, where.stat().st_size - len(SEAL) - DIGEST_BYTES))
         end = file.read()
     if end[: len(SEAL)] != SEAL or len(end) != len(SEAL) + DIGEST_BYTES:
-        raise BadArtefact(
-            f"{where} is not complete, or another version of archbench made it: run `{_again(where)}`"
-        )
+        raise BadArtefact(f"{where} is not complete, or another version of archbench made it: run `{_again(where)}`")
     return end[len(SEAL) :].hex()
 
 
