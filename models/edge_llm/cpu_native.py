@@ -69,7 +69,7 @@ class NativeDecoder:
         self._embedding = weights.raw("token_embd.weight")  # a row of it for a token, from the file
         library.archbench_edge_embedding(self._decoder, self._embedding.ctypes.data, self._embedding.strides[0])
         release(self._embedding)
-        self._logits = np.ctypeslib.as_array(library.archbench_edge_logits(self._decoder), (config.vocabulary,))
+        self._logits = np.zeros(config.vocabulary, np.float32)
         if case.depth:
             self(prefix(case))
 
@@ -81,7 +81,8 @@ class NativeDecoder:
         if self._position + len(tokens) > self._capacity:
             raise ValueError(f"{len(tokens)} tokens behind {self._position}: the cache has room for {self._capacity}")
         tokens = np.ascontiguousarray(tokens, np.int32)
-        if self._library.archbench_edge_step(self._decoder, tokens.ctypes.data, len(tokens), self._position):
+        addresses = (self._decoder, tokens.ctypes.data, len(tokens), self._position, self._logits.ctypes.data)
+        if self._library.archbench_edge_step(*addresses):
             raise ValueError(f"tokens {tokens.min()} to {tokens.max()}: the vocabulary has {len(self._logits)}")
         self._position += len(tokens)
         return self._logits
@@ -102,9 +103,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.archbench_edge_matrix.argtypes = [address, number, number, address, ctypes.c_int64, number]
     library.archbench_edge_norm.argtypes = [address, number, address]
     library.archbench_edge_embedding.argtypes = [address, address, ctypes.c_int64]
-    library.archbench_edge_step.argtypes = [address, address, number, number]
-    library.archbench_edge_logits.argtypes = [address]
-    library.archbench_edge_logits.restype = ctypes.POINTER(ctypes.c_float)
+    library.archbench_edge_step.argtypes = [address, address, number, number, address]
     return library
 
 

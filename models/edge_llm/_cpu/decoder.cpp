@@ -38,9 +38,9 @@ extern "C" void archbench_edge_embedding(void* decoder, const uint8_t* raw, int6
     model(decoder).embedding_stride = stride;
 }
 
-// Evaluate tokens [count] from a position on; position + count is within the capacity. Returns 0, or 1 where a token is not
-// of the vocabulary.
-extern "C" int archbench_edge_step(void* decoder, const int32_t* tokens, int count, int position) {
+// Evaluate tokens [count] from a position on; position + count is within the capacity. The last one's logits [vocabulary].
+// Returns 0, or 1 where a token is not of the vocabulary.
+extern "C" int archbench_edge_step(void* decoder, const int32_t* tokens, int count, int position, float* logits) {
     edge::Model& with = model(decoder);
     for (int t = 0; t < count; ++t)
         if (tokens[t] < 0 || tokens[t] >= with.at.vocabulary) return 1;
@@ -48,10 +48,8 @@ extern "C" int archbench_edge_step(void* decoder, const int32_t* tokens, int cou
     {
         edge::Pass pass(with, omp_get_thread_num(), omp_get_num_threads());
         for (int done = 0; done < count; done += edge::PIECE)
-            pass.run(tokens + done, std::min(edge::PIECE, count - done), position + done, count - done <= edge::PIECE);
+            pass.run(tokens + done, std::min(edge::PIECE, count - done), position + done,
+                     count - done <= edge::PIECE ? logits : nullptr);
     }
     return 0;
 }
-
-// Logits of the last step [vocabulary].
-extern "C" float* archbench_edge_logits(void* decoder) { return model(decoder).logits.floats(); }

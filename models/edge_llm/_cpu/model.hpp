@@ -82,7 +82,7 @@ struct Model {
           cache(cache_of(at)), norms(size_t(2 * at.layers + 1) * at.dim), angles(size_t(at.capacity) * at.head_dim),
           weights(place(), true), x(size_t(PIECE) * dim_rows * 4), qkv(size_t(PIECE) * qkv_rows * 4),
           mixed(size_t(PIECE) * q_rows * 4), hidden(size_t(PIECE) * hidden_rows * 4),
-          logits(size_t(round_up(at.vocabulary, WIDTH)) * 4), activations(format->activation_bytes(widest) * PIECE),
+          activations(format->activation_bytes(widest) * PIECE),
           parts(size_t(at.heads) * chunks * (padded_D + 2) * 4) {
         for (int i = 0; i < at.threads; ++i) benches.push_back(std::make_unique<Bench>(*format, at, widest, padded_D));
         for (int p = 0; p < at.capacity; ++p)
@@ -117,7 +117,7 @@ struct Model {
     std::vector<float> norms, angles;  // of attention and feed-forward in turn, then the last; cosine and sine by turns
     const uint8_t* embedding = nullptr;
     int64_t embedding_stride = 0;
-    Memory weights, x, qkv, mixed, hidden, logits, activations, parts;
+    Memory weights, x, qkv, mixed, hidden, activations, parts;
     std::vector<std::unique_ptr<Bench>> benches;
     Barrier gate;
     std::atomic<int> next{0};  // block of a prompt's queries

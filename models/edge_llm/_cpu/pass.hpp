@@ -16,8 +16,8 @@ class Pass {
     Pass(Model& model, int me, int threads)
         : m_(model), at_(model.at), bench_(*model.benches[me]), me_(me), threads_(threads) {}
 
-    // T tokens (at most PIECE) from a position on; the logits of the last one, where ``wanted``.
-    void run(const int32_t* tokens, int T, int position, bool wanted) {
+    // T tokens (at most PIECE) from a position on; the logits of the last one, unless they are null.
+    void run(const int32_t* tokens, int T, int position, float* logits) {
         float *x = m_.x.floats(), *qkv = m_.qkv.floats(), *hidden = m_.hidden.floats();
         const int wide = m_.qkv_rows, attention = at_.heads * at_.head_dim;
         const Matrix* matrix = m_.matrices.data();
@@ -56,10 +56,10 @@ class Pass {
             multiply<1>(matrix[3], a, T, add);
             barrier();
         }
-        if (!wanted) return;
+        if (!logits) return;
         const uint8_t* a = stage(1, at_.dim, [&](int) { return normed(x + size_t(T - 1) * m_.dim_rows, norm); });
         multiply<1>(matrix[0], a, 1, [&](int unit, int, const float* sums) {
-            store(m_.logits.floats() + unit * WIDTH, load(sums));
+            std::copy(sums, sums + std::min(WIDTH, at_.vocabulary - unit * WIDTH), logits + unit * WIDTH);
         });
     }
 

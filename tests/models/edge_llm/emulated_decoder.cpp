@@ -20,6 +20,7 @@ int main() {
     take(&sizes, sizeof sizes);
     void* decoder = archbench_edge_new(&sizes);
     std::vector<uint8_t> embedding;
+    std::vector<float> logits(sizes.vocabulary);
     for (;;) {
         int64_t head[5];  // command, then up to three numbers, bytes that follow
         take(head, sizeof head);
@@ -30,8 +31,8 @@ int main() {
             case 'N': archbench_edge_norm(decoder, head[1], reinterpret_cast<float*>(body.data())); break;
             case 'E': embedding = body, archbench_edge_embedding(decoder, embedding.data(), head[1]); break;
             default:
-                archbench_edge_step(decoder, reinterpret_cast<int32_t*>(body.data()), head[1], head[2]);
-                std::fwrite(archbench_edge_logits(decoder), sizeof(float), sizes.vocabulary, stdout);
+                archbench_edge_step(decoder, reinterpret_cast<int32_t*>(body.data()), head[1], head[2], logits.data());
+                std::fwrite(logits.data(), sizeof(float), logits.size(), stdout);
                 std::fflush(stdout);
         }
     }

@@ -209,7 +209,6 @@ class Emulated:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         given, taken, bytes_at = self._process.stdin, self._process.stdout, ctypes.string_at
-        logits = (ctypes.c_float * config.vocabulary)()
 
         def tell(command: str, body: bytes, *numbers: int) -> None:
             given.write(struct.pack("5q", ord(command), *numbers, *[0] * (3 - len(numbers)), len(body)) + body)
@@ -227,16 +226,15 @@ class Emulated:
         def embedding(_: int, address: int, stride: int) -> None:
             tell("E", bytes_at(address, stride * config.vocabulary), stride)
 
-        def step(_: int, address: int, count: int, position: int) -> int:
+        def step(_: int, address: int, count: int, position: int, logits: int) -> int:
             tell("S", bytes_at(address, 4 * count), count, position)
             given.flush()
-            ctypes.memmove(logits, taken.read(ctypes.sizeof(logits)), ctypes.sizeof(logits))
+            ctypes.memmove(logits, taken.read(4 * config.vocabulary), 4 * config.vocabulary)
             return 0
 
         self.archbench_edge_new, self.archbench_edge_free = new, lambda _: None
         self.archbench_edge_matrix, self.archbench_edge_norm, self.archbench_edge_embedding = matrix, norm, embedding
         self.archbench_edge_step = step
-        self.archbench_edge_logits = lambda _: ctypes.cast(logits, ctypes.POINTER(ctypes.c_float))
 
     def __enter__(self) -> Any:
         return self
