@@ -102,7 +102,7 @@ class Model:
     """What a board shows of itself. ``core`` is qemu's name of its processor: others' instructions are refused."""
 
     name: str  # as archbench calls it
-    tree: str  # the model in its device tree
+    tree: str  # the model in its device tree; empty: it has none
     part: str
     features: str
     memory_kb: int
@@ -119,11 +119,11 @@ class Model:
         files = {
             "cpuinfo": "".join(f"processor\t: {n}\nBogoMIPS\t: 108.00\n{core}" for n in range(cores)),
             "meminfo": "".join(f"{name}: {value:>15} kB\n" for name, value in memory.items()),
-            "sys/firmware/devicetree/base/model": self.tree + "\0",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "performance\n",
             "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
             "sys/class/thermal/thermal_zone0/temp": "48300\n",
         }
+        files |= {"sys/firmware/devicetree/base/model": f"{self.tree}\0"} if self.tree else {}
         files |= {f"sys/devices/system/cpu/{kind}": f"0-{cores - 1}\n" for kind in ("possible", "present", "online")}
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +142,20 @@ class Emulated:
     files: Path
     model: Model
 
-    def run(self, *command: str, cwd: str = "/src", **environment: str) -> str:
+    def run(self, *command: str, **variables: str) -> str:
         """What a command of the root prints. Raises Failed."""
-        kept = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "QEMU_CPU": self.model.core, **environment}
-        enter = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "board", self.root)
-        inner = ("env", "-C", cwd, *command)
-        return run(*enter, self.files, *inner, environment=kept, cwd=Path("/"))
+        code, said = self.outcome(*command, **variables)
+        if code:
+            raise Failed(f"on the board: {' '.join(command)[:300]}: exit code {code}\n{said[-4000:]}")
+        return said
+
+    def outcome(self, *command: str, **variables: str) -> tuple[int, str]:
+        """A command's exit code and all it said."""
+        kept = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "QEMU_CPU": self.model.core, **variables}
+        enter = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "board", str(self.root))
+        words = [*enter, str(self.files), "env", "-C", "/src", *command]
+        done = subprocess.run(words, env=kept, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        return done.returncode, done.stdout + done.stderr
 
     def as_board(self, model: Model) -> Emulated:
         """The same root on another board."""

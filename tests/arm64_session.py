@@ -17,19 +17,23 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agent_world import TRACK, make_world, rows_of
 from arm64_board import PI_4, PI_5, Emulated, Failed, arm_programs_run, debian, install, missing, run, wheels
-from working_copy import ROOT, copy_tree
+from quick_track import CASES, CONTENDERS
+from working_copy import copy_tree
 
 ANSWERING = ("cpu_native", "llama_cpp", "ort_fused", "ort_plain")
 # Relative, of logits: int8 activations are rounded at other places by other vectors, float32 sums in another order.
 NEAR = {"tiny_random/f32": 1e-4, "tiny_random/q8_0": 3e-2, "tiny_random/q4_0": 3e-2, "stories260k/f32": 1e-4}
 SURPRISE = 0.01  # relative, of nats per token: what the track asks of runtimes at equal weights
 CHECKPOINT = Path("llm/stories260K.bin")
+HERE = (sys.executable, "-m", "archbench")
 STARTED = time.perf_counter()
 
 
@@ -80,7 +84,7 @@ def probe(board: Emulated | None, names: list[str], check: bool, edge: Path) -> 
         text = run(sys.executable, *words, environment={**os.environ, "ARCHBENCH_EDGE": str(edge)})
     else:
         text = board.run("python", *words, ARCHBENCH_EDGE="/edge", ARCHBENCH_DATA="/data")
-    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    found: dict[str, Any] = json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
     return found
 
 
@@ -114,6 +118,41 @@ def session(cache: Path, scratch: Path) -> None:
         right_at_every_case(there["verdicts"])
         for name in names:
             same_answers(name, there[name], here[name])
+    say("the agent")
+    agent_lives(any_board.as_board(PI_5), scratch)
+
+
+def agent_lives(board: Emulated, scratch: Path) -> None:
+    """The agent from ``init`` to what ``collect`` takes on this machine."""
+    world = make_world(scratch / "world")
+    srv = board.root / "srv"
+    shutil.copytree(world.source, srv / "source")
+    state, remote, allowed = "/srv/state", "/srv/remote.git", srv / "allowed_signers"
+    agent = ("archbench", "agent")
+    board.run("git", "init", "--quiet", "--bare", remote)
+    told = ("--repository", "/srv/source", "--remote", remote, "--suite", TRACK, "--python", "/venv/bin/python")
+    said = board.run(*agent, "init", "--state", state, *told).splitlines()
+    line = next(line for line in said if line.startswith(f'{PI_5.name} namespaces="git" ssh-ed25519 '))
+    print(f"          ok: agent init prints {line[:60]}...", flush=True)
+    allowed.write_text(f"{line}\n")
+    board.run("python", "-m", "archbench.hardware.agent.signed_hook", remote, "/srv/allowed_signers")
+    held = board.outcome(*agent, "run", "--once", "--state", state)
+    if held[0]:  # the board's clock and load are this machine's
+        must("not measured: " in held[1], f"agent run is held up: {held[1].splitlines()[-1].partition(' looked: ')[2]}")
+        board = board.as_board(replace(PI_5, name="a board without a device tree", tree=""))
+        board.run(*agent, "run", "--once", "--state", state)
+    print(
+        "".join(f"              {line}\n" for line in board.run(*agent, "status", "--state", state).splitlines()),
+        end="",
+    )
+    code, again = board.outcome(*agent, "run", "--once", "--state", state)
+    must(code == 0 and "looked: 0 measured" in again, "the next look finds nothing to do")
+    where = ("--results", scratch / "results", "--state", scratch / "collector")
+    taken = run(*HERE, *agent[1:], "collect", srv / "remote.git", "--allowed-signers", allowed, *where)
+    must(f"collected {PI_5.name} run " in taken and "not verified" not in taken, f"collect here: {taken.strip()}")
+    (file,) = (scratch / "results" / PI_5.name / "cells").glob("*.jsonl")
+    rows = rows_of(file.read_text())
+    must(rows.total() == len(rows) == len(CASES) * len(CONTENDERS), f"{len(rows)} rows, each once")
 
 
 def main() -> None:
@@ -128,7 +167,7 @@ def main() -> None:
             session(cache, Path(scratch))
     except Failed as failed:
         sys.exit(f"arm64: {failed}")
-    say(f"arm64: all of it is right; {ROOT.name} at work on {PI_5.name} and {PI_4.name}")
+    say(f"arm64: all of it is right; archbench at work on {PI_5.name} and {PI_4.name}")
 
 
 if __name__ == "__main__":
