@@ -39,7 +39,8 @@ class Source:
     def _at(self, top: Path) -> Git:
         # Configured here and not in its own file, which may be cut short; no hook of whoever prepared a template runs.
         settings = {"core.hooksPath": os.devnull, "gc.auto": "0", "maintenance.auto": "0", "core.fsync": "all"}
-        return Git(top / ".git", settings, hold=self._hold)
+        stalled = {"http.lowSpeedLimit": "1000", "http.lowSpeedTime": "60"}  # bytes per second, seconds
+        return Git(top / ".git", settings | stalled, hold=self._hold)
 
     def fetch(self) -> str:
         """Bring the branch up to date. Why that could not be done, or nothing. Raises OSError."""

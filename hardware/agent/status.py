@@ -5,8 +5,6 @@ Nothing here changes anything, and nothing needs the agent's lock, so it may be 
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -16,11 +14,11 @@ import msgspec
 from archbench.formatting import size
 from archbench.hardware.agent.config import AgentConfig
 from archbench.hardware.agent.keys import KeyFailed, read_key
+from archbench.hardware.agent.lock import is_running
 from archbench.hardware.agent.memory import Look, Met, State, read
 from archbench.hardware.agent.outbox import Outbox
 from archbench.hardware.agent.run_folder import RunFolder
 from archbench.hardware.agent.units import TIMER
-from archbench.hardware.agent.worker import LOCK
 from archbench.hardware.preflight import Obstacle, preflight
 
 
@@ -71,7 +69,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def status(config: AgentConfig) -> Status:
     """Ask the state folder, the machine and systemd. Raises ValueError for a state that cannot be read, OSError."""
-    known, outbox, running = read(config.state), Outbox(config), is_running(config)
+    known, outbox, running = read(config.state), Outbox(config), is_running(config.state)
     met = sorted(known.commits.values(), key=lambda m: m.number)
     done = next((m for m in reversed(met) if m.outcome == "done"), None)
     since = [m for m in met if done is None or m.number > done.number]
@@ -104,21 +102,6 @@ def status(config: AgentConfig) -> Status:
         obstacles=obstacles,
         attention=_attention(config, known, given_up, obstacles, running=running),
     )
-
-
-def is_running(config: AgentConfig) -> bool:
-    """Whether an agent, or something it started, is at work."""
-    try:
-        lock = os.open(config.state / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 def _attention(

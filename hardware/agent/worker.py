@@ -7,18 +7,15 @@ What goes wrong becomes a reason, in the log and in the state, and never stands 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from archbench.hardware.agent.child import supervise
 from archbench.hardware.agent.config import AgentConfig
 from archbench.hardware.agent.environment import CannotInstall, Environment, Interpreter
+from archbench.hardware.agent.lock import alone
 from archbench.hardware.agent.memory import Look, Memory, own_code
 from archbench.hardware.agent.outbox import Outbox
 from archbench.hardware.agent.run_folder import RunFolder
@@ -26,43 +23,21 @@ from archbench.hardware.agent.signed_git import GitFailed
 from archbench.hardware.agent.source import Source
 from archbench.hardware.preflight import preflight
 
-LOCK = "agent.lock"
 # A clock that is further behind a commit is not what the commit's author had; a day more, and readers refuse the run.
 BEHIND = timedelta(hours=12)
 # A cell that takes the machine down is left out by the run itself; what does so before any cell is left here.
 DEATHS = 50
 DIED = f"the machine went down {DEATHS} times before another cell was finished"
-_TRIES, _PAUSE_S = 10, 0.1  # who only asks for the status holds the lock for a moment; a killed agent's heirs end
-
-
-class AlreadyRunning(RuntimeError):
-    """Another agent, or something it started, is at work in this state folder."""
 
 
 class _Held(Exception):
     """Nothing can be measured now, whichever commit; the message says why."""
 
 
-@contextmanager
-def alone(state: Path) -> Iterator[int]:
-    """Hold the agent's lock; gives its descriptor. Raises AlreadyRunning, OSError."""
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / LOCK).open("a") as lock:
-        for left in reversed(range(_TRIES)):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise AlreadyRunning(f"another agent is at work in {state}") from None
-                time.sleep(_PAUSE_S)
-        yield lock.fileno()
-
-
 def look(config: AgentConfig, log: logging.Logger, again: Collection[str] = ()) -> Look:
     """Look once. ``again`` are commits that are measured whatever became of them before.
 
-    Raises AlreadyRunning, and OSError where not even the outcome can be noted.
+    Raises AlreadyRunning, Misconfigured, and OSError where not even the outcome can be noted.
     """
     with alone(config.state) as lock:
         return Worker(config, log, lock).look(again)

@@ -102,8 +102,9 @@ def run(
     agent.toml. 3: another agent is at work. 130: interrupted; the next look goes on.
     """
     from archbench.hardware.agent.config import load
+    from archbench.hardware.agent.lock import AlreadyRunning
     from archbench.hardware.agent.log import logging_to
-    from archbench.hardware.agent.worker import AlreadyRunning, look
+    from archbench.hardware.agent.worker import look
     from archbench.harness.processes import interruptible
 
     folder = _state(state)

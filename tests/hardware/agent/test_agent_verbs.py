@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from archbench.cli import agent as verbs
 from archbench.cli.console import app
+from archbench.hardware.agent import lock, worker
 from archbench.hardware.agent import log as logs
-from archbench.hardware.agent import worker
 from archbench.hardware.agent.config import as_toml
 from archbench.hardware.agent.keys import ensure_key
 from archbench.hardware.agent.log import logging_to
@@ -61,9 +61,9 @@ def test_a_mistake_in_the_configuration_ends_with_2(desk: Desk) -> None:
 
 
 def test_a_second_agent_ends_with_3(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_PAUSE_S", 0.0)
-    with (desk.state / "agent.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock, "PAUSE_S", 0.0)
+    with (desk.state / "agent.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         done = call(desk, "run")
     assert done.exit_code == 3
     assert "another agent is at work" in done.stderr

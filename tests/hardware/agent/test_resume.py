@@ -12,7 +12,7 @@ from agent_desk import Desk
 from quick_track import add_quick_track, contender
 
 from archbench.hardware.agent.config import as_toml
-from archbench.hardware.agent.status import is_running
+from archbench.hardware.agent.lock import is_running
 from archbench.harness.asv_files import read
 from working_copy import Copy
 
@@ -43,7 +43,7 @@ def test_a_killed_agent_goes_on_in_the_cell_where_it_was_and_delivers_once(tree:
     assert header is not None
     assert (header.machine, header.commit, header.dirty) == ("pi5", commit, False)
     (tmp_path / "wait").unlink()
-    while is_running(desk.config):  # what it started was asked to end
+    while is_running(desk.state):  # what it started was asked to end
         time.sleep(0.05)
     done = subprocess.run(command, env=tree.environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

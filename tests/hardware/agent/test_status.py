@@ -14,8 +14,9 @@ from agent_desk import Desk
 
 from archbench.hardware.agent import memory as remembering
 from archbench.hardware.agent import status as module
+from archbench.hardware.agent.lock import is_running
 from archbench.hardware.agent.memory import Memory, own_code
-from archbench.hardware.agent.status import Status, is_running, status
+from archbench.hardware.agent.status import Status, status
 from archbench.hardware.preflight import Obstacle
 
 
@@ -111,7 +112,7 @@ def test_while_it_works_the_status_says_so_and_waits_for_nothing(desk: Desk, mon
     found = status(desk.config)
     assert "heat: 81 °C" in found.attention
     assert shown(found)["obstacle"] == "heat: 81 °C. To mend it: let it cool"
-    assert is_running(desk.config) is False
+    assert is_running(desk.state) is False
 
 
 def test_an_agent_that_went_silent_asks_for_attention(desk: Desk) -> None:

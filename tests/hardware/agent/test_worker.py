@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import psutil
 import pytest
 from agent_desk import Desk, git
 
-from archbench.hardware.agent import child, worker
+from archbench.hardware.agent import child, lock, worker
+from archbench.hardware.agent.config import Misconfigured
+from archbench.hardware.agent.lock import AlreadyRunning
 from archbench.hardware.agent.signed_git import GitFailed
-from archbench.hardware.agent.worker import AlreadyRunning
 from archbench.hardware.preflight import Obstacle
 
 ALL = ["added", "doubled", "shifted"]
@@ -321,12 +323,21 @@ def test_a_state_that_cannot_be_read_is_said_and_replaced(desk: Desk) -> None:
 
 
 def test_two_agents_do_not_work_in_one_folder(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(lock, "PAUSE_S", 0.0)
     desk.state.mkdir(exist_ok=True)
     with (desk.state / "agent.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(AlreadyRunning, match="another agent is at work"):
             desk.look()
+
+
+def test_anothers_folder_is_left_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(lock.os, "geteuid", lambda: 4_000_000)
+    with pytest.raises(Misconfigured, match=f"is the folder of the user {owner}: run this as that user"):
+        desk.look()
+    assert not (desk.state / "agent.lock").exists()
+    assert lock._name(4_000_000) == "4000000"
 
 
 def test_power_lost_at_every_step_loses_and_doubles_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
