@@ -117,7 +117,13 @@ inline uint16_t narrow(float x) {
 // WIDTH elements as floats, whatever they are stored as.
 inline Vector widened(const float* p) { return load(p); }
 inline Vector widened(const int8_t* p) {
-    return __builtin_convertvector(*reinterpret_cast<const LooseNarrow*>(p), Vector);
+#if defined(EDGE_AVX512)
+    return Vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+#elif defined(EDGE_AVX2)
+    return Vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#else
+    return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+#endif
 }
 inline Vector widened(const uint16_t* p) {
 #if defined(EDGE_AVX512)
