@@ -31,6 +31,8 @@ with desk.joinpath("calls").open("a") as calls:
     print(json.dumps([words, os.environ.get("ARCHBENCH_MACHINE"), len(os.sched_getaffinity(0))]), file=calls)
 if words[0] != "run":
     sys.exit("no such model" if "unprepared" in plays else 0)
+if "idle" in plays:
+    sys.exit(0)
 if "broken" in plays:
     sys.exit("ImportError: a broken commit")
 keep, into = (pathlib.Path(words[words.index(o) + 1]) for o in ("--keep-in", "--into"))
@@ -111,7 +113,7 @@ class Desk:
         return git(self.repository, "rev-parse", "HEAD")
 
     def plays(self, *behaviours: str) -> None:
-        """How calls behave from now on: broken, unprepared, hang:CONTENDER, deaf, die:CONTENDER."""
+        """How calls behave from now on: broken, idle, unprepared, hang:CONTENDER, deaf, die:CONTENDER."""
         (self.folder / "plays").write_text(" ".join(behaviours))
 
     def look(self, again: Sequence[str] = ()) -> Look:

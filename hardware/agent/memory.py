@@ -55,6 +55,7 @@ class State(msgspec.Struct, kw_only=True):
     """The file."""
 
     schema: int = SCHEMA
+    machine: str = ""
     number: int = 0
     commits: dict[str, Met] = {}
     last: Look | None = None
@@ -86,13 +87,18 @@ def read(folder: Path) -> State:
 class Memory:
     """The state of the agent that holds the lock; every change is on the disk when its call returns. Raises OSError."""
 
-    def __init__(self, folder: Path, suites: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, machine: str, suites: tuple[str, ...]) -> None:
         self.folder, self.suites = folder, suites
         self.forgot = ""  # why nothing is remembered, where something should be
         try:
             self.state = read(folder)
         except ValueError as error:
             self.state, self.forgot = State(), str(error)
+        self.was = self.state.machine  # what the machine was called, where it was called something else
+        if self.was in ("", machine):
+            self.was, self.state.machine = "", machine
+        else:
+            self.state = State(machine=machine, number=self.state.number)
 
     @property
     def is_new(self) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 from archbench.hardware.agent.child import supervise
-from archbench.hardware.agent.config import AgentConfig
+from archbench.hardware.agent.config import AgentConfig, Misconfigured
 from archbench.hardware.agent.environment import CannotInstall, Environment, Interpreter
 from archbench.hardware.agent.lock import alone
 from archbench.hardware.agent.memory import Look, Memory, own_code
@@ -48,7 +49,7 @@ class Worker:
 
     def __init__(self, config: AgentConfig, log: logging.Logger, lock: int) -> None:
         self._config, self._log, self._lock = config, log, lock
-        self._memory = Memory(config.state, config.suites)
+        self._memory = Memory(config.state, config.machine, config.suites)
         self._source = Source(config, hold=[lock])
         self._environment = Environment(config, config.state / "log" / "install.log", hold=[lock])
         self._outbox = Outbox(config)
@@ -56,8 +57,13 @@ class Worker:
         self._offline = False
 
     def look(self, again: Collection[str]) -> Look:
-        """Do all there is to do now. Raises OSError where not even the outcome can be noted."""
-        measured = 0
+        """Do all there is to do now. Raises Misconfigured, and OSError where not even the outcome can be noted."""
+        measured, was = 0, self._memory.was
+        if was and self._outbox.waiting():
+            raise Misconfigured(
+                f"runs of {was} wait to be delivered, and machine is {self._config.machine}: let {self._config.file} "
+                f"say {was} until they are"
+            )
         try:
             self._wake()
             self._deliver()
@@ -83,10 +89,15 @@ class Worker:
         self._log.warning(reason)
 
     def _wake(self) -> None:
-        """Notice what happened since the last look: a lost memory, a clock that was moved."""
+        """Notice what happened since the last look: a lost memory, another name, a clock that was moved."""
         last = self._memory.state.last
         if self._memory.forgot:
             self._wrong(f"what was known of commits is lost: {self._memory.forgot}")
+        if self._memory.was:
+            self._log.warning(
+                "the machine was called %s before: what was begun under that name is left", self._memory.was
+            )
+            shutil.rmtree(self._config.state / "work", ignore_errors=True)
         if last is not None and datetime.now(UTC) < datetime.fromisoformat(last.when) - timedelta(minutes=1):
             self._log.warning("the clock was moved back: the last look ended at %s", last.when)
 

@@ -97,7 +97,7 @@ def test_runs_that_wait_are_counted_with_their_reason(desk: Desk) -> None:
 
 def test_while_it_works_the_status_says_so_and_waits_for_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = desk.commit()
-    memory = Memory(desk.state, ("quick",))
+    memory = Memory(desk.state, "pi5", ("quick",))
     memory.note(commit, "begun", deaths=1)
 
     def heat(**given: object) -> list[Obstacle]:
@@ -157,10 +157,10 @@ def test_a_state_that_cannot_be_read_is_a_mistake(desk: Desk) -> None:
 
 def test_the_memory_holds_the_youngest_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembering, "REMEMBERED", 2)
-    memory = Memory(tmp_path, ("quick",))
+    memory = Memory(tmp_path, "pi5", ("quick",))
     for name in ("first", "second", "third"):
         memory.note(name, "done")
     memory.note("second", "skipped", reason="broken")
-    known = Memory(tmp_path, ("quick",)).state.commits
+    known = Memory(tmp_path, "pi5", ("quick",)).state.commits
     assert [(met.commit, met.number) for met in known.values()] == [("third", 3), ("second", 4)]
     assert known["second"].agent == own_code()

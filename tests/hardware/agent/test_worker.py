@@ -122,6 +122,52 @@ def test_a_broken_commit_is_named_skipped_and_tried_again_when_asked(desk: Desk)
     assert desk.look(["nonsense"]).reasons == ("no commit 'nonsense' is known",)
 
 
+def test_a_run_that_leaves_nothing_is_no_run(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.plays("idle")
+    assert desk.look().reasons == (f"{commit[:12]}: archbench run ended without the file of a run",)
+
+
+def test_a_machine_of_another_name_begins_anew(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    commit = desk.commit()
+    desk.plays("die:doubled")
+    desk.look()
+    number = desk.known().number
+    desk.given["machine"] = "pi6"
+    desk.plays()
+    assert desk.look().measured == 1
+    assert "the machine was called pi5 before" in caplog.text
+    assert desk.known().commits[commit].number > number
+    assert desk.delivered() == {}
+    assert git(desk.remote, "ls-tree", "-r", "--name-only", "machine/pi6").endswith(f"pi6/cells/{run_of(commit)}.jsonl")
+
+
+def test_a_name_is_not_changed_while_runs_of_it_wait(desk: Desk) -> None:
+    desk.commit()
+    desk.remote.rename(desk.folder / "away.git")
+    desk.look()
+    desk.given["machine"] = "pi6"
+    for _ in range(2):
+        with pytest.raises(Misconfigured, match="runs of pi5 wait to be delivered, and machine is pi6"):
+            desk.look()
+
+
+def test_cells_that_cannot_be_delivered_are_named_and_block_nothing(desk: Desk) -> None:
+    commit = desk.commit()
+    desk.given["attempts"] = 1
+    desk.plays("die:doubled")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(worker.Outbox, "put", _refuse)
+        desk.look()
+        seen = desk.look()
+    assert seen.reasons[1] == f"what is there of run {run_of(commit)} cannot be delivered: too large"
+    assert desk.known().commits[commit].outcome == "skipped"
+
+
+def _refuse(*given: object) -> None:
+    raise ValueError("too large")
+
+
 def test_another_code_of_the_agent_tries_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = desk.commit()
     desk.given["attempts"] = 1
