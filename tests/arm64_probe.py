@@ -57,7 +57,9 @@ def answers(model: str, weights: str) -> dict[str, Any]:
             continue
         try:
             decoder = loaded.entry.build(case)
-        except (ImportError, Unavailable) as error:
+            decoder.rewind()
+            decoder(text[:1])
+        except (ImportError, RuntimeError, Unavailable) as error:
             found[contender] = str(error)
             continue
         decoder.rewind()

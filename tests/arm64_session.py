@@ -63,6 +63,7 @@ def same_answers(name: str, there: dict[str, Any], here: dict[str, Any]) -> None
         got, expected = there["contenders"].get(contender), here["contenders"].get(contender)
         if not isinstance(got, dict) or not isinstance(expected, dict):
             print(f"          {name}, {contender}: there {_told(got)}, here {_told(expected)}", flush=True)
+            must(not isinstance(expected, dict), f"{contender} answers there what it answers here")
             continue
         a, b = np.asarray(got["logits"]), np.asarray(expected["logits"])
         apart = float(np.linalg.norm(a - b) / np.linalg.norm(b))

@@ -12,6 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+
 from agent_faults import clock, kills, two_agents
 
 pytestmark = [
