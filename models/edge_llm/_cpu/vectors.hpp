@@ -121,6 +121,10 @@ inline Vector widened(const int8_t* p) {
     return Vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
 #elif defined(EDGE_AVX2)
     return Vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#elif defined(EDGE_NEON)
+    uint32_t four;
+    std::memcpy(&four, p, 4);
+    return Vector(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))))));
 #else
     return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
 #endif
