@@ -4,7 +4,7 @@ A process has a speed of its own (where its memory lies, who its neighbours are)
 about the next: here every time is a process that loads the model, makes one pass unseen and times some. The ratio of a
 pair is what counts; both sides saw the same minute. Threads that wait for one another are slowed many times over by a
 neighbour, and not by the same factor twice: a pair is made again, up to three times as many in all, where other
-processes used a tenth of the cores, and the calmest are summed up. A path in a contender's place is a ``llama-bench``,
+processes used a fifth of the cores, and the calmest are summed up. A path in a contender's place is a ``llama-bench``,
 which is asked for the same case. ``--than`` gives the second side another case. Run by hand, it is no part of the test
 suite:
 
@@ -31,7 +31,7 @@ import psutil
 
 from archbench.discovery import load_contender
 from archbench.hardware.cpu import usable_cores
-from archbench.harness.neighbours import CROWDED, wait_for_quiet
+from archbench.harness.neighbours import wait_for_quiet
 from archbench.models.edge_llm import TRACK, EdgeCase
 from archbench.models.edge_llm._artefacts import path
 from archbench.stats import hodges_lehmann
@@ -39,6 +39,7 @@ from archbench.stats import hodges_lehmann
 Side = tuple[str, EdgeCase]  # a contender or a path, and what it is asked
 
 ATTEMPTS = 3  # times the pairs asked for
+CROWDED = 0.2  # share of all cores that others had; some of it while a model was read on one core
 SLUG = re.compile(
     r"(?P<model>\w+)-(?P<weights>\w+)-(?P<phase>pp|tg)(?P<tokens>\d+)"
     r"(-d(?P<depth>\d+))?(-kv-(?P<kv>\w+))?(-t(?P<threads>\d+))?"
