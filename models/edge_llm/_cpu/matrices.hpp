@@ -33,8 +33,25 @@ struct Format {
     virtual void multiply(const uint8_t* tile, int columns, const uint8_t* group, int n, float* out) const = 0;
 };
 
+// The product for a number of tokens, from 1 to GROUP: each is compiled for its number.
+template <class Self>
+struct Grouped : Format {
+    using Product = void (*)(const uint8_t* tile, int columns, const uint8_t* group, float* out);
+
+    void multiply(const uint8_t* tile, int columns, const uint8_t* group, int n, float* out) const override {
+        of(n, std::make_integer_sequence<int, GROUP>())(tile, columns, group, out);
+    }
+
+  private:
+    template <int... N>
+    static Product of(int n, std::integer_sequence<int, N...>) {
+        static constexpr Product products[] = {&Self::template product<N + 1>...};
+        return products[n - 1];
+    }
+};
+
 template <class Kind>
-struct Blocks final : Format {
+struct Blocks final : Grouped<Blocks<Kind>> {
     static constexpr int SCALES = 2 * WIDTH * int(sizeof(uint16_t)), STEP = 2 * Kind::BYTES + SCALES;
     static constexpr int TOKEN = BLOCK + 8;  // of a token's block
 
@@ -116,16 +133,6 @@ struct Blocks final : Format {
         }
         for (int t = 0; t < N; ++t) store(out + t * WIDTH, sum[t]);
     }
-
-    template <int... N>
-    static void choose(std::integer_sequence<int, N...>, const uint8_t* tile, int columns, const uint8_t* group, int n,
-                       float* out) {
-        static constexpr decltype(&product<1>) ways[] = {&product<N + 1>...};
-        ways[n - 1](tile, columns, group, out);
-    }
-    void multiply(const uint8_t* tile, int columns, const uint8_t* group, int n, float* out) const override {
-        choose(std::make_integer_sequence<int, GROUP>(), tile, columns, group, n, out);
-    }
 };
 
 struct Q4 {  // byte i of a block: column i in the low half, column i + 16 in the high one
@@ -158,7 +165,7 @@ inline float element(const float* p) { return *p; }
 
 // Halves or floats: [column][WIDTH], activations [column][n] floats; columns rounded up to PARTS.
 template <class Element>
-struct Plain final : Format {
+struct Plain final : Grouped<Plain<Element>> {
     static constexpr int PARTS = 4;  // sums of a single token, so that one addition need not wait for the one before
 
     size_t tile_bytes(int columns) const override { return size_t(round_up(columns, PARTS)) * WIDTH * sizeof(Element); }
@@ -198,16 +205,6 @@ struct Plain final : Format {
             for (int part = 1; part < SUMS; ++part) sum[0][t] += sum[part][t];
             store(out + t * WIDTH, sum[0][t]);
         }
-    }
-
-    template <int... N>
-    static void choose(std::integer_sequence<int, N...>, const uint8_t* tile, int columns, const uint8_t* group, int n,
-                       float* out) {
-        static constexpr decltype(&product<1>) ways[] = {&product<N + 1>...};
-        ways[n - 1](tile, columns, group, out);
-    }
-    void multiply(const uint8_t* tile, int columns, const uint8_t* group, int n, float* out) const override {
-        choose(std::make_integer_sequence<int, GROUP>(), tile, columns, group, n, out);
     }
 };
 
