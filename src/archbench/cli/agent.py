@@ -126,7 +126,7 @@ def run(
     except ValueError as error:
         fail(str(error))
     except OSError as error:  # not even the outcome could be noted
-        fail(str(error), 1)
+        fail(f"the state folder {folder}: {error}", 1)
     raise typer.Exit(0 if seen.whole else 1)
 
 
