@@ -5,12 +5,13 @@ quantiser lost. What differs is arithmetic. Beside quantised weights runtimes ro
 scale: a step of max / 127, and with a maximum of 2.4 standard deviations an error of 2.4 / 127 / sqrt(12) = 0.55 % in
 every product. Beside float16 weights they round to float16: 0.02 %. A token passes four products in a row in each layer
 (queries and values, their output, gate and up, down) and one at the end, each with an error of its own: the square root
-of 4 L + 1 of them, where the residual stream dilutes none. That is what was measured: 2.3-2.8 % for 3 random layers,
-5.4-6.7 % for SmolLM2's 30 in Q4_0. Allowed is twice as much.
+of 4 L + 1 of them, where the residual stream dilutes none. That makes 2.0, 5.2 and 6.1 % for 3, 22 and 30 layers; 2.8
+(random weights), 3.0 (random) and 5.6 % (SmolLM2 in Q4_0; 6.7 in Q4_K_M) were measured with three runtimes. Allowed is
+twice as much over many rows, and twice that for a row alone: of 40 rows of SmolLM2 one is off by twice the mean.
 
 Errors are relative to how far the logits of a row are spread, their mean taken out: no probability depends on it, while
-a trained model's logits lie eight spreads from zero, and would hide any mistake. Beside float32 weights nothing is
-rounded, the cache neither.
+a trained model's logits lie four to eight spreads from zero, and would hide any mistake. An error of e is a correlation
+of sqrt(1 - e^2) or more. Beside float32 weights nothing is rounded, the cache neither.
 
 Letters: L layers, R rows, V vocabulary.
 
@@ -37,8 +38,8 @@ EXACT = 1e-4  # float32: rounding of 2^-24 in sums of some hundred products; 2e-
 HALF = 2e-4  # of one product, activations rounded to float16
 INT8 = 5.5e-3  # of one product, activations rounded to int8 in blocks of 32
 MARGIN = 2.0
-ROW = 2.0  # how much worse than all rows together one of them may be
-ENTRY = 6.0  # and one logit: errors are sums of many, nearly normal, and there are a million of them
+ROW = 2.0  # how much worse than many rows together one of them may be
+ENTRY = 8.0  # and one logit: errors are sums of many, nearly normal, and there are a million of them
 SHIFT = 10.0  # and the mean of a row
 BEST = {"f32": 2, "f16": 3}  # a row's best token is among so many best of the reference: near ties change places
 BEST_INT8 = 10
@@ -48,7 +49,8 @@ BEST_INT8 = 10
 class Bound:
     """How far logits may be from the reference's."""
 
-    relative: float  # of all rows together
+    relative: float  # of many rows together
+    row: float  # times that, one alone
     best: int
     reason: str
 
@@ -56,11 +58,13 @@ class Bound:
 def bound(case: EdgeCase) -> Bound:
     products = 4 * case.config.layers + 1
     if case.kv == "f16" and case.weights == "f32":
-        return Bound(EXACT, BEST["f32"], "float32 weights, activations and cache")
+        return Bound(EXACT, 1.0, BEST["f32"], "float32 weights, activations and cache")
     step, word = (HALF, "float16") if case.kv == "f16" and case.weights == "f16" else (INT8, "int8")
     best = BEST["f16"] if step == HALF else BEST_INT8
     relative = MARGIN * step * products**0.5
-    return Bound(relative, best, f"activations in {word}: {step:.2%} in each of {products} products in a row, twice")
+    return Bound(
+        relative, ROW, best, f"activations in {word}: {step:.2%} in each of {products} products in a row, twice"
+    )
 
 
 def gate(case: EdgeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
@@ -81,22 +85,23 @@ def agreement(got_RV: Array, want_RV: Array, allowed: Bound) -> float:
         raise Wrong(f"logits[{row}, {token}] is {got_RV[row, token]}, expected {want_RV[row, token]:.6g}")
     off_RV = got_RV - want_RV
     spread_R = want_RV.std(axis=1)
-    shift_R = off_RV.mean(axis=1)
-    off_RV -= shift_R[:, None]
-    error_R = off_RV.std(axis=1)
-    error = float(np.linalg.norm(error_R) / np.linalg.norm(spread_R))
+    shift_R = np.abs(off_RV.mean(axis=1)) / spread_R
+    off_RV -= off_RV.mean(axis=1, keepdims=True)
+    row_R = off_RV.std(axis=1) / spread_R
+    error = float(np.linalg.norm(off_RV.std(axis=1)) / np.linalg.norm(spread_R))
     entry = np.unravel_index(int(np.argmax(np.abs(off_RV) / spread_R[:, None])), off_RV.shape)
     row, token = int(entry[0]), int(entry[1])
     worst = f"worst is [{row}, {token}]: {got_RV[entry]:.6g}, expected {want_RV[entry]:.6g}"
     limit = allowed.relative
+    few = 1 + (allowed.row - 1) * len(want_RV) ** -0.5
     for value, factor, what in (
-        (error, 1.0, "the logits are off"),
-        (float((error_R / spread_R).max()), ROW, f"the logits of row {int((error_R / spread_R).argmax())} are off"),
+        (error, few, "the logits are off"),
+        (float(row_R.max()), allowed.row, f"the logits of row {int(row_R.argmax())} are off"),
         (float(abs(off_RV[entry]) / spread_R[row]), ENTRY, "a logit is off"),
-        (float((abs(shift_R) / spread_R).max()), SHIFT, f"row {int((abs(shift_R) / spread_R).argmax())} is shifted"),
+        (float(shift_R.max()), SHIFT, f"row {int(shift_R.argmax())} is shifted"),
     ):
         if value > factor * limit:
-            reason = allowed.reason if factor == 1 else f"{factor:g} times {limit:.3g}: {allowed.reason}"
+            reason = allowed.reason if factor == 1 else f"{factor:.3g} times {limit:.3g}: {allowed.reason}"
             raise Wrong(f"{what} by {value:.3g} of their spread, allowed are {factor * limit:.3g} ({reason}); {worst}")
     _best(got_RV, want_RV, allowed.best)
     return error

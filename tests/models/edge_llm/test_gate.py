@@ -204,11 +204,21 @@ def test_right_answers_pass_with_their_error() -> None:
         assert judged(case, logits + share * noise * logits.std(axis=1, keepdims=True)) == pytest.approx(share, rel=0.1)
 
 
-def test_twice_the_error_that_rounding_makes_is_too_much() -> None:
+def test_four_times_the_error_that_rounding_makes_is_too_much() -> None:
     logits = answer(QUANTISED, open_weights(QUANTISED))
     noise = np.random.default_rng(0).standard_normal(logits.shape).astype(np.float32)
-    with pytest.raises(Wrong, match=r"the logits are off by 0\.0\d+ of their spread, allowed are 0\.0397"):
-        judged(QUANTISED, logits + 0.05 * noise * logits.std(axis=1, keepdims=True))
+    with pytest.raises(Wrong, match=r"the logits are off by 0\.08\d+ of their spread, allowed are 0\.0559"):
+        judged(QUANTISED, logits + 0.083 * noise * logits.std(axis=1, keepdims=True))
+
+
+def test_a_row_alone_may_be_off_by_twice_what_many_may_and_beside_float32_by_no_more() -> None:
+    off = np.random.default_rng(2).standard_normal((100, 100)) / WANT.std()
+    want = np.concatenate([WANT] * 25)
+    agreement(want[:1] + 0.06 * off[:1], want[:1], bound(QUANTISED))
+    with pytest.raises(Wrong, match=r"the logits are off by 0\.0\d+ of their spread, allowed are 0\.0436"):
+        agreement(want + 0.06 * off, want, bound(QUANTISED))
+    with pytest.raises(Wrong, match=r"off by 0\.0001\d+ of their spread, allowed are 0\.0001 "):
+        agreement(want[:1] + 1.5e-4 * off[:1], want[:1], bound(EXACT))
 
 
 def test_a_cache_in_int8_allows_what_int8_does() -> None:
@@ -223,9 +233,9 @@ def test_one_logit_one_row_a_shift_and_a_rank_are_seen_though_the_whole_is_near(
     allowed = bound(QUANTISED)
     agreement(WANT, WANT, allowed)
     logit, row, shift = WANT.copy(), WANT.copy(), WANT + 0.3
-    logit[2, 17] += 0.3
+    logit[2, 17] += 0.4
     row[1] *= 1.09
-    with pytest.raises(Wrong, match=r"a logit is off by 0\.3.*worst is \[2, 17\]"):
+    with pytest.raises(Wrong, match=r"a logit is off by 0\.4.*worst is \[2, 17\]"):
         agreement(logit, WANT, allowed)
     with pytest.raises(Wrong, match=r"the logits of row 1 are off by 0\.09"):
         agreement(np.concatenate([row, *[WANT] * 4]), np.concatenate([WANT] * 5), allowed)
