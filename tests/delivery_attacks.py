@@ -15,6 +15,8 @@ from typing import Any
 
 from deliveries import DATE, Entry, Forge, World, bare, git, identity, run_bytes, run_tree
 
+from archbench.hardware.agent.signed_git import require_git
+
 FIRST, SECOND = identity(1), identity(2)
 LARGE = (16 << 20) + 1
 
@@ -91,6 +93,11 @@ def _two_parents(a: Attack) -> str:
     return a.delivery(parents=[a.first, other])
 
 
+def _merged_in(a: Attack) -> str:
+    other = a.forge.commit({"runs": {identity(9): run_tree(a.machine, identity(9))}}, [], a.key())
+    return a.forge.commit({"runs": a.runs}, [other, a.first], a.key())  # what was delivered is the second parent
+
+
 def _cells(a: Attack, content: bytes) -> str:
     return a.with_file(f"{a.machine}/cells/{SECOND}.jsonl", content)
 
@@ -142,6 +149,7 @@ ATTACKS: dict[str, tuple[Callable[[Attack], str], str]] = {
     "submodule": (_submodule, "is a submodule"),
     "rewritten": (_rewritten, "the history was rewritten"),
     "two-parents": (_two_parents, "the commit has 2 parents"),
+    "merged-in": (_merged_in, "the commit does not build on the last one that counted"),
     "empty": (lambda a: a.forge.commit({"runs": a.runs}, [a.first], a.key()), "the commit is empty"),
     "two-runs": (_two_runs, "the commit delivers 2 runs, not one"),
     "deleting": (lambda a: a.changed(lambda own: own.pop("machine.json")), "deletes 'runs/"),
@@ -166,6 +174,9 @@ OPTIONS = {
     "expired-dated-back": EXPIRED,
     "not-yet": 'valid-after="20990101",',
 }
+if require_git() >= (2, 35):  # older ones verify at the present moment only, as is done before they are asked
+    ATTACKS["older-than-its-key"] = (lambda a: a.delivery(), "git calls the signature 'U', not 'G'")
+    OPTIONS["older-than-its-key"] = 'valid-after="20260601",'
 # Trees that git's own check refuses, in the hook's repository as in the collector's.
 BROKEN = {
     "dot-dot": (lambda a: a.with_file(f"{a.machine}/../{a.machine}/x.json", b"{}"), "hasDotdot"),
