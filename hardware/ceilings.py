@@ -1,9 +1,9 @@
 """What this machine can really do: copy and read bandwidth, matrix rate per dtype, at one thread and at all cores.
 
-A ceiling is the *best* rate seen, because it is used as a limit: a CPU's copy is tried with stores that go around the
-caches, too. Bandwidth buffers are over four times all last-level
-caches together (but at most a quarter of the free memory each). Results are cached per boot: on a shared machine
-another boot may be another neighbourhood.
+A ceiling is the *best* rate seen, because it is used as a limit: a CPU's buffers lie in huge pages where the kernel has
+them, its copy is tried with stores that go around the caches, its read with a loop that does nothing else. Bandwidth
+buffers are over four times all last-level caches together (but at most a quarter of the free memory each). Results are
+cached per boot: on a shared machine another boot may be another neighbourhood.
 
 Source: McCalpin 1995 (STREAM) for the buffer rule; bytes of a copy count once read and once written.
 """
@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +27,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from archbench.cells import Ceiling
@@ -46,8 +49,9 @@ LONGEST_CALL_S = 0.5  # a larger product is not tried where a call would take lo
 DTYPES = {"fp64", "fp32", "tf32", "bf16", "fp16", "int8"}
 LINE_BYTES = 64
 STREAM = Path(__file__).parent / "_cpu"
-SERIES = 4  # raise when ceilings are measured differently: older cache files are then measured again
+SERIES = 5  # raise when ceilings are measured differently: older cache files are then measured again
 
+Floats = npt.NDArray[np.float32]
 Best = Callable[[Callable[[], Any]], float]  # a call -> the fewest seconds it took
 
 
@@ -154,7 +158,7 @@ def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceil
     try:
         import torch
     except ImportError:
-        return _numpy(size, dtypes)
+        return _raise_to_fewer_threads([*_numpy_bandwidth(size, threads), *_numpy_matrix(dtypes)])
     found = []
     before = torch.get_num_threads()
     try:
@@ -182,29 +186,54 @@ def _raise_to_fewer_threads(found: list[Ceiling]) -> list[Ceiling]:
 
 def _bandwidth(torch: Any, size: int, device: str, threads: Sequence[int | None], best: Best) -> list[Ceiling]:
     """Copy and read bandwidth over buffers of ``size`` bytes; they are freed on return."""
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
-    target = torch.ones_like(source)  # written once: untouched memory has no pages yet
+    if device == "cpu":
+        source, target = (torch.from_numpy(_in_huge_pages(size)) for _ in range(2))
+    else:
+        source, target = (torch.ones(size // 4, dtype=torch.float32, device=device) for _ in range(2))
     found = []
     for count in threads:
         if count is not None:
             torch.set_num_threads(count)
-        ways = [lambda: target.copy_(source), *_streaming(source, target, count)]
-        found.append(Ceiling("copy", 2 * size / min(map(best, ways)), "B/s", threads=count))
-        found.append(Ceiling("read", size / best(source.sum), "B/s", threads=count))
+        ways = _Streaming.of(source.numpy(), target.numpy(), count) if device == "cpu" else _Streaming()
+        copies, reads = (lambda: target.copy_(source), *ways.copy), (source.sum, *ways.read)
+        found.append(Ceiling("copy", 2 * size / min(map(best, copies)), "B/s", count))
+        found.append(Ceiling("read", size / min(map(best, reads)), "B/s", count))
     return found
 
 
-def _streaming(source: Any, target: Any, threads: int | None) -> list[Callable[[], Any]]:
-    """A copy around the caches, which some kernels make and no library call does; none without a C++ compiler."""
-    if source.device.type != "cpu" or threads is None:
-        return []
-    try:
-        copy = native.load(STREAM).archbench_copy
-    except (Unavailable, RuntimeError, OSError):
-        return []
-    start = [ctypes.c_void_p(-(-tensor.data_ptr() // LINE_BYTES) * LINE_BYTES) for tensor in (target, source)]
-    bytes_left = (source.numel() * source.element_size() - LINE_BYTES) // LINE_BYTES * LINE_BYTES
-    return [partial(copy, *start, ctypes.c_int64(bytes_left), threads)]
+def _in_huge_pages(size: int) -> Floats:
+    """Ones, in huge pages where the kernel gives them: half of a reading's time went into 4 KiB page tables, seen below
+    a hypervisor. Every page is touched: untouched memory has none yet.
+    """
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    found = np.frombuffer(memory, np.float32, size // 4)
+    found[:] = 1
+    return found
+
+
+@dataclass(frozen=True)
+class _Streaming:
+    """Loops that only copy, around the caches, or only read: some kernels come so far, library calls do not."""
+
+    copy: tuple[Callable[[], Any], ...] = ()
+    read: tuple[Callable[[], Any], ...] = ()
+
+    @classmethod
+    def of(cls, source: Floats, target: Floats, threads: int | None) -> _Streaming:
+        """Of two buffers; none without a C++ compiler."""
+        try:
+            library = native.load(STREAM)
+        except (Unavailable, RuntimeError, OSError):
+            return cls()
+        starts = [ctypes.c_void_p(-(-a.ctypes.data // LINE_BYTES) * LINE_BYTES) for a in (target, source)]
+        long = ctypes.c_int64((source.nbytes - LINE_BYTES) // LINE_BYTES * LINE_BYTES)
+        return cls(
+            (partial(library.archbench_copy, *starts, long, threads or 1),),
+            (partial(library.archbench_read, starts[1], long, threads or 1),),
+        )
 
 
 @contextmanager
@@ -249,14 +278,21 @@ def _matrix(
     return found
 
 
-def _numpy(size: int, dtypes: Sequence[str]) -> list[Ceiling]:
-    """Without torch: numpy's copy, maximum and matrix product, with the threads its BLAS takes."""
-    source = np.ones(size // 4, dtype=np.float32)
-    target = np.empty_like(source)
-    found = [
-        Ceiling("copy", 2 * size / _best_seconds(lambda: np.copyto(target, source)), "B/s"),
-        Ceiling("read", size / _best_seconds(source.max), "B/s"),
-    ]
+def _numpy_bandwidth(size: int, threads: Sequence[int]) -> list[Ceiling]:
+    """Without torch: the loops at every number of threads; numpy's copy and maximum, which take one."""
+    source, target = _in_huge_pages(size), _in_huge_pages(size)
+    found = []
+    for count in threads:
+        ways = _Streaming.of(source, target, count)
+        copies = (lambda: np.copyto(target, source), *ways.copy)
+        found.append(Ceiling("copy", 2 * size / min(map(_best_seconds, copies)), "B/s", count))
+        found.append(Ceiling("read", size / min(map(_best_seconds, (source.max, *ways.read))), "B/s", count))
+    return found
+
+
+def _numpy_matrix(dtypes: Sequence[str]) -> list[Ceiling]:
+    """Without torch: numpy's matrix product, with the threads its BLAS takes."""
+    found = []
     for dtype, kind in (("fp64", np.float64), ("fp32", np.float32)):
         if dtype in dtypes:
             a = np.random.default_rng(0).normal(size=(1024, 1024)).astype(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import sys
 from collections.abc import Callable
@@ -10,14 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from archbench.cells import Ceiling
 from archbench.hardware import ceilings as module
+from archbench.hardware import native
 from archbench.hardware.ceilings import bandwidth_note, buffer_bytes, ceilings
 from archbench.hardware.cpu import Cpu
 from archbench.hardware.detect import Host
 from archbench.hardware.gpu import Gpu
+from archbench.track import Unavailable
 
 
 @pytest.fixture
@@ -170,10 +174,31 @@ def test_without_torch_numpy_measures(host: Host, tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "torch", None)
     found = ceilings(host, "cpu", dtypes=("fp32", "bf16"), threads=(1, 2), cache_dir=tmp_path)
     assert [(c.name, c.dtype, c.threads) for c in found] == [
-        ("copy", None, None),
-        ("read", None, None),
+        ("copy", None, 1),
+        ("read", None, 1),
+        ("copy", None, 2),
+        ("read", None, 2),
         ("matrix", "fp32", None),
     ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_reading_loop_reads_everything(threads: int) -> None:
+    """One bit anywhere shows; of each thread's part less than 256 bytes at its end are left out."""
+    try:
+        read = native.load(module.STREAM).archbench_read
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    read.restype = ctypes.c_uint64
+    lines = 4 * 5 * threads
+    memory = np.zeros(lines * 64 + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    asked = (ctypes.c_void_p(memory.ctypes.data + start), ctypes.c_int64(lines * 64), threads)
+    assert read(*asked) == 0
+    for place in range(lines * 64):
+        memory[start + place] = 1 << place % 8
+        assert read(*asked) != 0, place
+        memory[start + place] = 0
 
 
 @pytest.mark.usefixtures("small")
