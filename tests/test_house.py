@@ -103,6 +103,7 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 from archbench import cli, discovery
 import archbench.harness.suite, archbench.harness.front, archbench.hardware.report
+import archbench.hardware.agent.worker, archbench.hardware.agent.status, archbench.hardware.agent.init
 import archbench.reports.site, archbench.reports.export, archbench.reports.serve
 for track in discovery.track_modules():
     for contender in discovery.contender_modules(track):
