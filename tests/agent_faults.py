@@ -265,7 +265,12 @@ FAULTS: dict[str, Callable[[Path, argparse.Namespace], Told]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--cut", type=float, default=60.0, help="seconds without network")
+    parser.add_argument(
+        "--cut",
+        type=float,
+        default=60.0,
+        help="seconds without network; after 60 a push over git:// waits for its limit of 15 minutes",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=3, help="of two agents at once")
     parser.add_argument("--python", dest="install", action="store_false", help="kills: without installing anything")

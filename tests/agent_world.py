@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -141,14 +140,8 @@ class World:
 
     def runs(self) -> list[tuple[str, str]]:
         """Commit and run of each run file at the remote."""
-        branch = f"refs/heads/machine/{MACHINE}"
-        listed = self.git("ls-tree", "-r", "--name-only", branch, at=self.remote).splitlines()
-        found = []
-        for path in (path for path in listed if path.endswith(".jsonl")):
-            header = decode(self.git("cat-file", "blob", f"{branch}:{path}", at=self.remote).splitlines()[0].encode())
-            assert isinstance(header, Run)
-            found.append((header.commit, header.run))
-        return found
+        headers = [decode(text.splitlines()[0].encode()) for text in self._run_files()]
+        return [(header.commit, header.run) for header in headers if isinstance(header, Run)]
 
     def wait_for_the_lock(self, longest_s: float = 90.0) -> None:
         """Wait until nothing that a killed agent started holds its lock any more."""
@@ -161,14 +154,16 @@ class World:
 
     def at_remote(self) -> Counter[Row]:
         """The rows the remote holds."""
-        found: Counter[Row] = Counter()
+        return sum(map(rows_of, self._run_files()), Counter())
+
+    def _run_files(self) -> list[str]:
+        """The content of every run file at the remote."""
         branch = f"refs/heads/machine/{MACHINE}"
         if not self.git("for-each-ref", branch, at=self.remote):
-            return found
-        for path in self.git("ls-tree", "-r", "--name-only", branch, at=self.remote).splitlines():
-            if path.endswith(".jsonl"):
-                found += rows_of(self.git("cat-file", "blob", f"{branch}:{path}", at=self.remote))
-        return found
+            return []
+        paths = self.git("ls-tree", "-r", "--name-only", branch, at=self.remote).splitlines()
+        wanted = [path for path in paths if path.endswith(".jsonl")]
+        return [self.git("cat-file", "blob", f"{branch}:{path}", at=self.remote) for path in wanted]
 
     def collected(self) -> Counter[Row]:
         """The rows the publishing side has taken."""
@@ -263,7 +258,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 def kill_one(process: subprocess.Popen[str]) -> None:
     """``kill -9`` of the agent alone: what it started is left behind."""
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 
