@@ -223,6 +223,7 @@ def _measure(
     # Before anything of the contender is imported: what it finds here, it must leave here.
     intact = Seal(track_modules().get(track.name, track.name)).check
     asked = examiner(track, case, load_contender(track.name, contender), place)
+    use_threads(case, place)  # again: building it may have been what loaded torch
     settle(intact)
     error = settle(lambda: asked.examine(seed))
     settle(intact)
