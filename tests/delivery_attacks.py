@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deliveries import DATE, Entry, Forge, World, bare, git, identity, run_bytes, run_tree
-
 from archbench.hardware.agent.signed_git import require_git
+from deliveries import DATE, Entry, Forge, World, bare, git, identity, run_bytes, run_tree
 
 FIRST, SECOND = identity(1), identity(2)
 LARGE = (16 << 20) + 1

@@ -33,6 +33,7 @@ Graph = Callable[[Weights, dict[str, Piece], str, int], onnx.ModelProto]
 Session: TypeAlias = onnxruntime.InferenceSession
 
 CHUNK = 512  # tokens of the prefix that are evaluated together
+ROTATED = 16  # values of a head that the fused operator turns at a time
 SAMPLE = 256  # tokens the scales of an int8 cache are taken from
 HEADROOM = 1.25  # of them
 ERRORS_ONLY = 3  # of the library's log
@@ -40,6 +41,9 @@ ERRORS_ONLY = 3  # of the library's log
 
 def fused_for(case: EdgeCase, accuracy: int = INT8) -> Session:
     """A session of the fused graph, whose cache is of the case's kind. Raises Unavailable."""
+    size = case.config.head_dim
+    if size % ROTATED:
+        raise Unavailable(f"the fused operator turns heads of a multiple of {ROTATED} values, not of {size}")
     scales = None if case.kv == "f16" else cache_scales(case, accuracy)
     return opened(case, partial(fused, accuracy=accuracy, scales=scales))
 

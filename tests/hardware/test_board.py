@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import raspberry
 
+import raspberry
 from archbench.hardware.board import Board, detect_board, fan_rpm
 from archbench.hardware.detect import Host
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import raspberry
 
+import raspberry
 from archbench.hardware.detect import detect
 from archbench.hardware.memory import Swap, in_words, page_bytes, swaps
 

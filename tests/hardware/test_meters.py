@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import raspberry
 
+import raspberry
 from archbench.hardware.meters import (
     EnergyMeter,
     NoMeter,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-import raspberry
 
+import raspberry
 from archbench.hardware import pi
 
 REAL_VCGENCMD = pi.vcgencmd  # before this room's tests take it away

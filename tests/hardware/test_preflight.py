@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-import raspberry
 
+import raspberry
 from archbench.hardware import preflight as module
 from archbench.hardware.preflight import Obstacle, fact, preflight, soft_limit_c
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from quick_track import add_quick_track, contender
 
 from archbench.cells import Cell, Metric, Run, Started, encode
 from archbench.harness.asv_files import read
 from archbench.harness.resume import CUT_OFF_TWICE, claim, continued, mend, release
 from archbench.harness.session import begun
+from quick_track import add_quick_track, contender
 from working_copy import Copy
 
 COMMIT = "a" * 40

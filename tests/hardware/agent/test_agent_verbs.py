@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from agent_desk import Desk
 from typer.testing import CliRunner, Result
 
+from agent_desk import Desk
 from archbench.cli import agent as verbs
 from archbench.cli.console import app
 from archbench.hardware.agent import lock, worker

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deliveries import NOW, Entry, World, git, identity, is_clean, run_bytes, run_tree
-from delivery_attacks import ATTACKS, BROKEN, FIRST, SECOND, Attack, attack, begin, push
 
 from archbench.cells import encode
 from archbench.hardware.agent import collect as collecting
 from archbench.hardware.agent.collect import CannotCollect
 from archbench.hardware.agent.signed_report import Collected
 from archbench.reports.rows import load
+from deliveries import NOW, Entry, World, git, identity, is_clean, run_bytes, run_tree
+from delivery_attacks import ATTACKS, BROKEN, FIRST, SECOND, Attack, attack, begin, push
 from results_builder import cell, note, run
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from deliveries import Forge, World, filled, git, identity, is_clean, names, repository, run_tree
 
 from archbench.hardware.agent import deliver as delivering
 from archbench.hardware.agent.deliver import Courier
 from archbench.hardware.agent.outbox import Delivered
 from archbench.hardware.agent.signed_git import Git
+from deliveries import Forge, World, filled, git, identity, is_clean, names, repository, run_tree
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from agent_desk import Desk
 
+from agent_desk import Desk
 from archbench.hardware.agent import environment as module
 from archbench.hardware.agent.child import Ended
 from archbench.hardware.agent.environment import CannotInstall, Environment

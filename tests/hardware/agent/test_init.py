@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from agent_desk import Desk, git
 
+from agent_desk import Desk, git
 from archbench.hardware.agent import init as module
 from archbench.hardware.agent import units as texts
 from archbench.hardware.agent.config import Misconfigured, load

@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from deliveries import World, filled, git, identity, is_clean, names, plant, repository, run_bytes, run_tree
 
 from archbench.hardware.agent.outbox import FIRST_WAIT_S, LONGEST_WAIT_S, Delivered, Outbox
+from deliveries import World, filled, git, identity, is_clean, names, plant, repository, run_bytes, run_tree
 
 KILLS = int(os.environ.get("ARCHBENCH_KILLS", "8"))
 

@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from deliveries import World, git, identity, is_clean
-from delivery_attacks import ATTACKS, BROKEN, Attack, attack, begin, push
 
 from archbench.hardware.agent import signed_hook
+from deliveries import World, git, identity, is_clean
+from delivery_attacks import ATTACKS, BROKEN, Attack, attack, begin, push
 
 # The packs of these are refused by git itself, before the hook is asked.
 BY_GIT = set(BROKEN)

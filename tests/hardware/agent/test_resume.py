@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 from agent_desk import Desk
-from quick_track import add_quick_track, contender
-
 from archbench.hardware.agent.config import as_toml
 from archbench.hardware.agent.lock import is_running
 from archbench.harness.asv_files import read
+from quick_track import add_quick_track, contender
 from working_copy import Copy
 
 WAITS = """begun = Path(os.environ["DESK"]) / "begun"

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from deliveries import bare
 
 from archbench.hardware.agent.signed_git import Git, GitFailed, reason_of, require_git
+from deliveries import bare
 
 
 def program(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agent_desk import Desk
 
+from agent_desk import Desk
 from archbench.hardware.agent import memory as remembering
 from archbench.hardware.agent import status as module
 from archbench.hardware.agent.lock import is_running

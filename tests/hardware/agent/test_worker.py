@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agent_desk import Desk, git
 
+from agent_desk import Desk, git
 from archbench.hardware.agent import child, lock, worker
 from archbench.hardware.agent.config import Misconfigured
 from archbench.hardware.agent.lock import AlreadyRunning

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import edge_pairs
 import pytest
 
+import edge_pairs
 from archbench.models.edge_llm import TRACK, EdgeCase
 from archbench.models.edge_llm._artefacts import path
 

@@ -26,7 +26,7 @@ from archbench.models.edge_llm._onnx_data import data_file, layout, regroup
 from archbench.models.edge_llm._onnx_graph import INT8, MICROSOFT, fused
 from archbench.models.edge_llm._onnx_pages import in_huge_pages
 from archbench.models.edge_llm._onnx_plain import plain
-from archbench.models.edge_llm._onnx_session import cache_scales, opened
+from archbench.models.edge_llm._onnx_session import cache_scales, fused_for, opened
 from archbench.models.edge_llm._weights import Weights, open_weights
 from archbench.models.edge_llm._weights_blocks import floats, quantised
 from archbench.track import Unavailable
@@ -268,3 +268,9 @@ def test_only_memory_of_the_block_is_moved_into_huge_pages() -> None:
     assert after[:] == b"kept" * (2 << 20)
     assert " hg" in flags(after)
     assert " hg" not in flags(before)
+
+
+def test_heads_the_fused_operator_cannot_turn_are_refused_before_anything_is_opened() -> None:
+    case = EdgeCase("stories260k", "tg", 4, weights="f32")
+    with pytest.raises(Unavailable, match="heads of a multiple of 16 values, not of 8"):
+        fused_for(case)
