@@ -237,6 +237,6 @@ TRACK = Track(
     items=lambda case: case.tokens,
     rereads=EdgeCase.passes,
     data=artefacts.data,
-    on_request="40 minutes",
+    on_request="3 hours",
     notes=NOTES,
 )
