@@ -13,6 +13,11 @@ Errors are relative to how far the logits of a row are spread, their mean taken 
 a trained model's logits lie four to eight spreads from zero, and would hide any mistake. An error of e is a correlation
 of sqrt(1 - e^2) or more. Beside float32 weights nothing is rounded, the cache neither.
 
+A trained model's first positions are another matter: later ones attend to them as to a place of rest, with activations
+far larger than others, and what stands beside one of those in its block is rounded away. SmolLM2 was off there by up to
+0.94 spreads in one of twelve draws, with every runtime that rounds to int8, and by nothing with one that does not. So
+its first rows are only asked to have something to do with the reference's; behind them the bounds are the same.
+
 Letters: L layers, R rows, V vocabulary.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity (its --kl-divergence compares in this way)
@@ -20,13 +25,14 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity (its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from archbench.checks import Wrong, flatten, to_float64
+from archbench.models.edge_llm._config import MODELS
 from archbench.models.edge_llm._reference import logits
 
 if TYPE_CHECKING:
@@ -41,6 +47,8 @@ MARGIN = 2.0
 ROW = 2.0  # how much worse than many rows together one of them may be
 ENTRY = 8.0  # and one logit: errors are sums of many, nearly normal, and there are a million of them
 SHIFT = 10.0  # and the mean of a row
+FIRST = 8  # positions of a trained model whose rows may be lost to rounding; the seventh was seen
+UNLIKE = 1.2  # spreads one of those may be off: rows that have nothing to do with one another are off by 1.41
 BEST = {"f32": 2, "f16": 3}  # a row's best token is among so many best of the reference: near ties change places
 BEST_INT8 = 10
 
@@ -53,6 +61,7 @@ class Bound:
     row: float  # times that, one alone
     best: int
     reason: str
+    first: int = 0  # rows at the beginning that may be lost to rounding
 
 
 def bound(case: EdgeCase) -> Bound:
@@ -62,9 +71,9 @@ def bound(case: EdgeCase) -> Bound:
     step, word = (HALF, "float16") if case.kv == "f16" and case.weights == "f16" else (INT8, "int8")
     best = BEST["f16"] if step == HALF else BEST_INT8
     relative = MARGIN * step * products**0.5
-    return Bound(
-        relative, ROW, best, f"activations in {word}: {step:.2%} in each of {products} products in a row, twice"
-    )
+    reason = f"activations in {word}: {step:.2%} in each of {products} products in a row, twice"
+    lost = step == INT8 and not MODELS[case.model].random and case.phase == "tg"
+    return Bound(relative, ROW, best, reason, max(0, FIRST - case.depth) if lost else 0)
 
 
 def gate(case: EdgeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
@@ -88,6 +97,11 @@ def agreement(got_RV: Array, want_RV: Array, allowed: Bound) -> float:
     shift_R = np.abs(off_RV.mean(axis=1)) / spread_R
     off_RV -= off_RV.mean(axis=1, keepdims=True)
     row_R = off_RV.std(axis=1) / spread_R
+    if allowed.first:
+        first = min(allowed.first, len(row_R) - 1)  # the last row is always judged
+        if row_R[:first].max(initial=0.0) > UNLIKE:
+            raise Wrong(f"the logits of row {int(row_R[:first].argmax())} have nothing to do with the reference's")
+        return agreement(got_RV[first:], want_RV[first:], replace(allowed, first=0))
     error = float(np.linalg.norm(off_RV.std(axis=1)) / np.linalg.norm(spread_R))
     entry = np.unravel_index(int(np.argmax(np.abs(off_RV) / spread_R[:, None])), off_RV.shape)
     row, token = int(entry[0]), int(entry[1])

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from archbench.cells import Ceiling, Cell, ContenderNote, Data
@@ -13,6 +14,7 @@ from archbench.checks import Wrong
 from archbench.discovery import Loaded, load_contender, load_track
 from archbench.harness import fresh, measure
 from archbench.harness.physics import floor
+from archbench.reports.meaning import check_cell
 from archbench.track import Contender, Track
 from toy_track import PLACE, TRACK, ToyCase
 
@@ -60,6 +62,18 @@ class Moving(ToyCase):
         return 4000.0
 
 
+def test_wider_units_are_no_limit_where_a_dtypes_own_are_unknown() -> None:
+    """An int8 product may be four times as fast as an fp32 one: beside fp32 alone nothing is known of it."""
+    case = replace(ToyCase(work=1e9))
+    ceilings = [Ceiling("matrix", 1e9, "op/s", dtype="fp64"), Ceiling("matrix", 2e9, "op/s", dtype="fp32")]
+    assert floor(case, ceilings, 0) is not None
+    object.__setattr__(case, "dtype", "int8")
+    assert floor(case, ceilings, 0) is None
+    with_its_own = floor(case, [*ceilings, Ceiling("matrix", 1e8, "op/s", dtype="int8")], 0)
+    assert with_its_own is not None
+    assert with_its_own.seconds == 0.5, "the fastest unit that loses nothing"
+
+
 @pytest.mark.parametrize(
     ("rereads", "cache_bytes", "seconds"),
     [
@@ -91,6 +105,10 @@ def test_a_contender_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         "resident_bytes": "B",
     }
     assert all(len(kept) == 2 for kept in found.samples.values())
+    row = cell(monkeypatch)
+    check_cell(
+        msgspec.structs.replace(row, metrics=row.metrics | found.metrics, samples=found.samples)
+    )  # readers take it
     assert 0 < found.metrics["load_s"].value < found.metrics["first_answer_s"].value
     assert found.metrics["resident_bytes"].value > 50e6  # an interpreter with torch
 

@@ -1,8 +1,9 @@
 """A contender alone in a process of its own: how long until its first answer, and how much memory it holds.
 
 The process that times a duel holds two contenders and what they share, so neither's memory can be told there. Here a
-new interpreter builds one contender, asks it once, and reports the kernel's high-water mark. Each number is the median
-of three processes; files are in the page cache by then, as they are the second time a user starts a program.
+new interpreter builds one contender, asks it once, and reports the kernel's high-water mark. Each number is the mean of
+three processes, the geometric one; files are in the page cache by then, as they are the second time a user starts a
+program.
 
     python -m archbench.harness.fresh TRACK CASE CONTENDER
 """
@@ -18,16 +19,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from archbench.cells import Metric
 from archbench.checks import Wrong
 from archbench.discovery import load_contender, load_track
 from archbench.hardware.detect import default_device, detect, place
 from archbench.harness.study import Study
 from archbench.reasons import short
-from archbench.training import unit_of
+from archbench.training import over_seeds
 
 if TYPE_CHECKING:
     from archbench.harness.gate import Examiner
@@ -50,7 +49,7 @@ def load(examiner: Examiner) -> Study:
             raise Wrong(f"gives no answer in a process of its own: {short(lines[-1])}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     values = {name: [float(one[name]) for one in found] for name in found[0]}
-    metrics = {name: Metric(value=median(kept), unit=unit_of(name), n=len(kept)) for name, kept in values.items()}
+    metrics = {name: over_seeds(name, kept) for name, kept in values.items()}
     return Study(metrics=metrics, samples={name: list(kept) for name, kept in values.items()})
 
 

@@ -51,7 +51,9 @@ def floor(case: Case, ceilings: Sequence[Ceiling], cache_bytes: int, rereads: in
     """
     candidates: list[Floor] = []
     operations, moved = case.flops(), case.bytes_moved()
-    rate = best(ceilings, "matrix", case.threads, _WIDER.get(case.dtype, (case.dtype,)))
+    # Wider units may be the faster ones; but where the dtype's own are unknown, wider ones are no limit to them.
+    known = any(c.name == "matrix" and c.dtype == case.dtype for c in ceilings)
+    rate = best(ceilings, "matrix", case.threads, _WIDER.get(case.dtype, (case.dtype,))) if known else None
     if operations and rate:
         candidates.append(Floor(operations / rate, "matrix"))
     bandwidth = max(

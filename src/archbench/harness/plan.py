@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from archbench.discovery import UnknownName, load_track, select
@@ -58,6 +59,9 @@ def plan(targets: tuple[str, ...], cases: tuple[str, ...], where: Place, minutes
         wanted = [slug for slug in dict.fromkeys(cases or slugs) if slug in slugs]
         if cases:
             left_out += [f"case {slug}: {elsewhere[slug]}" for slug in wanted if elsewhere[slug] is not None]
+        elif targets:
+            reasons = Counter(reason for reason in elsewhere.values() if reason is not None)
+            left_out += [f"{name}: {count} case{'s' * (count > 1)}: {reason}" for reason, count in reasons.items()]
         here = tuple(slug for slug in wanted if elsewhere[slug] is None)
         if here and contenders[name]:
             chosen[name] = here

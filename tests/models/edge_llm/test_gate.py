@@ -250,6 +250,24 @@ def test_one_logit_one_row_a_shift_and_a_rank_are_seen_though_the_whole_is_near(
         agreement(other, flat, allowed)
 
 
+def test_first_rows_of_a_trained_model_may_be_lost_to_rounding_and_no_others() -> None:
+    trained = EdgeCase("smollm2_135m", "tg", 32)
+    assert bound(trained).first == 8
+    assert bound(replace(trained, depth=5)).first == 3
+    for case in (replace(trained, depth=8), replace(trained, weights="f16"), replace(trained, phase="pp"), QUANTISED):
+        assert bound(case).first == 0, case
+    want = np.random.default_rng(3).standard_normal((12, 200))
+    lost = want.copy()
+    lost[6] += 0.9 * np.random.default_rng(4).standard_normal(200)
+    assert agreement(lost, want, bound(trained)) == 0
+    with pytest.raises(Wrong, match=r"the logits are off|row 8 "):
+        agreement(np.roll(lost, 2, axis=0), np.roll(want, 2, axis=0), bound(trained))
+    with pytest.raises(Wrong, match="row 6 have nothing to do with the reference's"):
+        agreement(np.concatenate([want[:6], want[7:8], want[7:]]), want, bound(trained))
+    with pytest.raises(Wrong, match="the logits"):
+        agreement(lost[6:7], want[6:7], bound(trained))  # a row alone is judged
+
+
 def test_what_is_no_answer_is_said() -> None:
     nan = np.zeros((6, 512), np.float32)
     nan[3, 7] = np.nan
