@@ -116,9 +116,9 @@ class Desk:
         """How calls behave from now on: broken, idle, unprepared, hang:CONTENDER, deaf, die:CONTENDER."""
         (self.folder / "plays").write_text(" ".join(behaviours))
 
-    def look(self, again: Sequence[str] = ()) -> Look:
+    def look(self, again: Sequence[str] = (), *, by_hand: bool = False) -> Look:
         """One look, logged for the records pytest shows."""
-        return look(self.config, logging.getLogger("desk"), again)
+        return look(self.config, logging.getLogger("desk"), again, by_hand=by_hand)
 
     def known(self) -> State:
         return read(self.state)

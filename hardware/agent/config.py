@@ -125,14 +125,7 @@ def _typed(name: str, wanted: Any, value: Any) -> Any:
         return tuple(value)
     if wanted == Mapping[str, str] and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
         return value
-    kinds = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        Path: "a path",
-        tuple[str, ...]: "a list of texts",
-    }
-    raise Misconfigured(f"{name} is {value!r}; it must be {kinds.get(wanted, 'a table of texts')}")
+    raise Misconfigured(f"{name} is {value!r}; it must be {_KINDS[wanted]}")
 
 
 _KINDS: Mapping[Any, str] = {
@@ -160,7 +153,10 @@ def _is_branch(name: str) -> bool:
 
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "machine": (is_machine_name, "letters, digits and . _ + - only"),
+    "machine": (
+        is_machine_name,
+        "letters, digits and . _ + - only, without two dots in a row and no dot or .lock at its end",
+    ),
     "repository": (_is_address, "an address or a folder"),
     "remote": (_is_address, "an address or a folder"),
     "branch": (_is_branch, "a branch's name"),

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from archbench.atomic import write_atomically
 from archbench.hardware.agent.config import AgentConfig, Misconfigured, as_toml, load, parse, state_folder
 from archbench.hardware.agent.keys import Key, ensure_key
 from archbench.hardware.agent.signed_git import GitFailed, require_git
-from archbench.hardware.agent.units import SYSTEM_UNITS, SYSTEM_USERS, SYSUSERS, TIMER, USER, sysusers, units
+from archbench.hardware.agent.units import SYSTEM_UNITS, SYSTEM_USERS, SYSUSERS, TIMER, USER, sysusers, units, word
 from archbench.hardware.detect import Host, default_device, detect, machine_name
 from archbench.hardware.preflight import BELOW_LIMIT_K, soft_limit_c
 
@@ -58,16 +59,24 @@ def init(state: Path, wishes: Mapping[str, Any], *, here: Path, install: bool = 
     did.append(f"{'kept' if there else 'made'} the key {key.path}")
     made = Made(config, key, did)
     folder = SYSTEM_UNITS if install else state / "systemd"
-    for name, text in units(config, sys.executable).items():
+    try:
+        texts = units(config, sys.executable)
+    except ValueError as error:  # with --install this was asked before anything was written
+        did.append(f"wrote no systemd units: {error}; agent run --once and --watch need none")
+        texts = {}
+    for name, text in texts.items():
         did.append(_put(folder / name, text))
     if install:
         did.append(_put(SYSTEM_USERS / SYSUSERS, sysusers(config)))
         _hand_over(state)
         did.append(f"gave {state} to the user {USER}")
         made.next.append(f"systemctl enable --now {TIMER}")
-    else:
+    elif texts:
         did.append(f"wrote units into {folder}, where systemd does not look: --install, as root, puts them in place")
-        made.next.append("archbench agent run --once" + ("" if state == state_folder() else f" --state {state}"))
+    if not install:
+        made.next.append(
+            "archbench agent run --once" + ("" if state == state_folder() else f" --state {quote(str(state))}")
+        )
     return made
 
 
@@ -141,6 +150,8 @@ def _check_installable(state: Path) -> None:
         raise ValueError("--install needs systemd-sysusers, which makes the service's user")
     homes = (Path("/home"), Path("/root"))
     hidden = [path for path in (Path(sys.executable), Path(__file__), state) if any(map(path.is_relative_to, homes))]
+    for path in (state, Path(sys.executable)):
+        word(str(path))
     if hidden:
         raise ValueError(f"{hidden[0]} lies in a home, which the service does not see: install under /opt, for example")
 

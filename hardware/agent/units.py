@@ -60,6 +60,7 @@ ProtectHome=yes
 PrivateTmp=yes
 DevicePolicy=closed
 DeviceAllow=/dev/vcio rw
+DeviceAllow=/dev/vcio_gencmd rw
 DeviceAllow=/dev/vchiq rw
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
@@ -102,7 +103,7 @@ def units(config: AgentConfig, python: str) -> dict[str, str]:
 
     Raises ValueError for a path no unit can name.
     """
-    state, interpreter = _word(str(config.state)), _word(python)
+    state, interpreter = word(str(config.state)), word(python)
     service = _SERVICE.format(
         python=interpreter,
         state=state,
@@ -119,7 +120,7 @@ def sysusers(config: AgentConfig) -> str:
     return _SYSUSERS.format(user=USER, state=config.state)
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """A path as one word of a unit: systemd reads % as its own."""
     if not re.fullmatch(r"[\w./+:@%-]+", text):
         raise ValueError(f"{text!r} cannot stand in a systemd unit: letters, digits and . _ + : @ - only")

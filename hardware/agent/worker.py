@@ -35,20 +35,21 @@ class _Held(Exception):
     """Nothing can be measured now, whichever commit; the message says why."""
 
 
-def look(config: AgentConfig, log: logging.Logger, again: Collection[str] = ()) -> Look:
-    """Look once. ``again`` are commits that are measured whatever became of them before.
+def look(config: AgentConfig, log: logging.Logger, again: Collection[str] = (), *, by_hand: bool = False) -> Look:
+    """Look once. ``again`` are commits that are measured whatever became of them before; ``by_hand``, what waits to be
+    delivered is not left for later, for whoever looks has just mended something.
 
     Raises AlreadyRunning, Misconfigured, and OSError where not even the outcome can be noted.
     """
     with alone(config.state) as lock:
-        return Worker(config, log, lock).look(again)
+        return Worker(config, log, lock, by_hand=by_hand).look(again)
 
 
 class Worker:
     """What holds the agent's lock for one look."""
 
-    def __init__(self, config: AgentConfig, log: logging.Logger, lock: int) -> None:
-        self._config, self._log, self._lock = config, log, lock
+    def __init__(self, config: AgentConfig, log: logging.Logger, lock: int, *, by_hand: bool = False) -> None:
+        self._config, self._log, self._lock, self._by_hand = config, log, lock, by_hand
         self._memory = Memory(config.state, config.machine, config.suites)
         self._source = Source(config, hold=[lock])
         self._environment = Environment(config, config.state / "log" / "install.log", hold=[lock])
@@ -103,7 +104,7 @@ class Worker:
 
     def _deliver(self) -> None:
         if self._outbox.waiting():
-            delivered = self._outbox.deliver()
+            delivered = self._outbox.deliver(at_once=self._by_hand)
             if delivered.sent:
                 self._log.info("delivered %s", ", ".join(delivered.sent))
             if delivered.reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from time import sleep
@@ -111,7 +112,7 @@ def run(
     try:
         config = load(folder)
         with logging_to(folder / "log") as log, interruptible():
-            seen = look(config, log, tuple(again or ()))
+            seen = look(config, log, tuple(again or ()), by_hand=sys.stdin.isatty())
             while not once:
                 sleep(config.interval_s)
                 try:

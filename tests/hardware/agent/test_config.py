@@ -39,7 +39,11 @@ def test_every_setting_is_explained_in_the_file(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"machin": "x"}, "unknown setting 'machin': did you mean 'machine'?"),
-        ({"machine": "../other"}, "machine is '../other'; it must be letters, digits and . _ + - only"),
+        (
+            {"machine": "../other"},
+            "machine is '../other'; it must be letters, digits and . _ + - only, without two dots",
+        ),
+        ({"machine": "m.lock"}, "in a row and no dot or .lock at its end"),
         ({"machine": "a b"}, "machine is 'a b'"),
         ({"machine": "pi.lock"}, "machine is 'pi.lock'"),
         ({"remote": "--upload-pack=touch"}, "remote is '--upload-pack=touch'; it must be an address or a folder"),

@@ -186,3 +186,12 @@ def test_installing_makes_the_user_and_hands_the_state_over(
     monkeypatch.setattr(module.subprocess, "run", refuse)
     with pytest.raises(ValueError, match="systemctl daemon-reload failed: no bus"):
         init(state, {}, here=clone, install=True)
+
+
+def test_a_state_folder_no_unit_can_name_gets_an_agent_without_units(clone: Path, tmp_path: Path) -> None:
+    state = tmp_path / "my agent"
+    made = init(state, {}, here=clone)
+    assert not (state / "systemd").exists()
+    assert any(line.startswith("wrote no systemd units: ") and "my agent" in line for line in made.did)
+    assert made.next == [f"archbench agent run --once --state '{state}'"]
+    assert made.key.allowed_signers_line.startswith("raspberry-pi-5-8gb ")
