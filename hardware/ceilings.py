@@ -284,9 +284,10 @@ def _numpy_bandwidth(size: int, threads: Sequence[int]) -> list[Ceiling]:
     found = []
     for count in threads:
         ways = _Streaming.of(source, target, count)
-        copies = (lambda: np.copyto(target, source), *ways.copy)
+        copies: tuple[Callable[[], Any], ...] = (lambda: np.copyto(target, source), *ways.copy)
+        reads: tuple[Callable[[], Any], ...] = (source.max, *ways.read)
         found.append(Ceiling("copy", 2 * size / min(map(_best_seconds, copies)), "B/s", count))
-        found.append(Ceiling("read", size / min(map(_best_seconds, (source.max, *ways.read))), "B/s", count))
+        found.append(Ceiling("read", size / min(map(_best_seconds, reads)), "B/s", count))
     return found
 
 
