@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+from collections.abc import Iterator
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -46,6 +48,14 @@ def contender() -> None: ...
 
 
 def baseline() -> None: ...
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_what_other_tests_left() -> Iterator[None]:
+    """The clock collects garbage before each of the thousand duels: what the tests before made is not looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def duel(ratio: float, rng: random.Random, *, jitter: float = 0.02, tails: bool) -> tuple[Interval, float]:
