@@ -46,7 +46,7 @@ from archbench.track import Device, Place
 
 PACKAGES = (
     "torch", "triton", "numpy", "onnxruntime", "asv", "asv_runner",
-    "x-transformers", "transformers", "onnx", "liger-kernel", "flash-attn", "datasets",
+    "x-transformers", "transformers", "onnx", "liger-kernel", "flash-attn", "datasets", "llama_cpp_python",
 )  # fmt: skip
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "int8")  # those a device does not have are left out
 CONFIGURATION = "asv.conf.json"
