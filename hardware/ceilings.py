@@ -187,7 +187,7 @@ def _raise_to_fewer_threads(found: list[Ceiling]) -> list[Ceiling]:
 def _bandwidth(torch: Any, size: int, device: str, threads: Sequence[int | None], best: Best) -> list[Ceiling]:
     """Copy and read bandwidth over buffers of ``size`` bytes; they are freed on return."""
     if device == "cpu":
-        source, target = (torch.from_numpy(_in_huge_pages(size)) for _ in range(2))
+        source, target = (torch.from_numpy(in_huge_pages(size)) for _ in range(2))
     else:
         source, target = (torch.ones(size // 4, dtype=torch.float32, device=device) for _ in range(2))
     found = []
@@ -201,7 +201,7 @@ def _bandwidth(torch: Any, size: int, device: str, threads: Sequence[int | None]
     return found
 
 
-def _in_huge_pages(size: int) -> Floats:
+def in_huge_pages(size: int) -> Floats:
     """Ones, in huge pages where the kernel gives them: half of a reading's time went into 4 KiB page tables, seen below
     a hypervisor. Every page is touched: untouched memory has none yet.
     """
@@ -280,7 +280,7 @@ def _matrix(
 
 def _numpy_bandwidth(size: int, threads: Sequence[int]) -> list[Ceiling]:
     """Without torch: the loops at every number of threads; numpy's copy and maximum, which take one."""
-    source, target = _in_huge_pages(size), _in_huge_pages(size)
+    source, target = in_huge_pages(size), in_huge_pages(size)
     found = []
     for count in threads:
         ways = _Streaming.of(source, target, count)

@@ -17,7 +17,7 @@ from statistics import median
 
 from archbench.discovery import load_contender, load_track
 from archbench.hardware import native
-from archbench.hardware.ceilings import LINE_BYTES, STREAM, _in_huge_pages
+from archbench.hardware.ceilings import LINE_BYTES, STREAM, in_huge_pages
 from archbench.hardware.cpu import usable_cores
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         raise SystemExit(f"{given.contender}: {found.status}: {found.reason}")
     call = track.workload(case, found.entry.build(case))
     moved, threads = int(case.bytes_moved() / case.passes()), case.threads or usable_cores()
-    buffer = _in_huge_pages(moved // LINE_BYTES * LINE_BYTES + LINE_BYTES)
+    buffer = in_huge_pages(moved // LINE_BYTES * LINE_BYTES + LINE_BYTES)
     start = ctypes.c_void_p(-(-buffer.ctypes.data // LINE_BYTES) * LINE_BYTES)
     read = native.load(STREAM).archbench_read
     shares = []

@@ -15,7 +15,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from archbench.names import is_safe_name, unknown
+from archbench.hardware.agent.signed_branch import is_machine
+from archbench.names import unknown
 
 FILE = "agent.toml"
 SYSTEM_STATE = Path("/var/lib/archbench-agent")
@@ -138,11 +139,6 @@ _KINDS: Mapping[Any, str] = {
 }
 
 
-def is_machine_name(name: str) -> bool:
-    """Whether a machine's name can also be the end of a branch's name."""
-    return is_safe_name(name) and " " not in name and not name.endswith(".lock")
-
-
 def _is_address(text: str) -> bool:
     return bool(text) and not text.startswith("-") and text.isprintable()
 
@@ -154,7 +150,7 @@ def _is_branch(name: str) -> bool:
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "machine": (
-        is_machine_name,
+        is_machine,
         "letters, digits and . _ + - only, without two dots in a row and no dot or .lock at its end",
     ),
     "repository": (_is_address, "an address or a folder"),
