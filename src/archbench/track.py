@@ -24,6 +24,17 @@ class Unavailable(Exception):
     """A contender cannot run here. The message is what the reader sees: "needs CUDA", "no bf16 in torch.fft"."""
 
 
+class Failed(Exception):
+    """A call that ended without an answer, in a way the contender's own process knows better than ours.
+
+    Work in other processes ends where no exception of ours is raised: killed, out of memory, waited for in vain.
+    """
+
+    def __init__(self, status: Literal["crashed", "oom", "timeout"], reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
 class Case(Protocol):
     """One workload: a frozen dataclass of sizes, dtype and thread count, with a readable slug."""
 

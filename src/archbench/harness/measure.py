@@ -31,7 +31,7 @@ from archbench.harness.seal import Seal
 from archbench.harness.study import NONE, Study
 from archbench.harness.survey import Description
 from archbench.reasons import first_line, short, told
-from archbench.track import Call, Place, Track, Unavailable
+from archbench.track import Call, Failed, Place, Track, Unavailable
 
 RETRY_SHARE = 0.25  # of a cell's deadline: what took longer is not measured twice
 _OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory", "bad_alloc")
@@ -93,6 +93,8 @@ def settle(action: Callable[[], Any]) -> Any:
         raise Refused("wrong", str(error)) from error
     except Unavailable as error:
         raise Refused("unsupported", str(error)) from error
+    except Failed as error:
+        raise Refused(error.status, str(error)) from error
     except Exception as error:
         if _is_out_of_memory(error):
             raise Refused("oom", f"out of memory: {first_line(error)}") from error

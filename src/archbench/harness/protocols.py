@@ -2,6 +2,7 @@
 
 ``duel``: the call is short and repeatable, so contender and baseline alternate in blocks under the paired clock.
 ``training``: one optimizer step is such a call; afterwards whole runs are made, one for each seed.
+``instrumented``: a call of processes the track started; afterwards the track's own instruments look at it.
 ``inference``: a pass over a model is such a call; afterwards a process of its own loads it and makes one.
 
 A protocol's timed part (``PROTOCOLS``) turns a ``Setting`` into ``Findings`` and may be asked again where the machine
@@ -26,7 +27,7 @@ from archbench.hardware.timers import Inputs, Timer, timer_for
 from archbench.harness.fresh import load
 from archbench.harness.gate import Examiner
 from archbench.harness.pool import Pool
-from archbench.harness.study import Study, train
+from archbench.harness.study import Study, look, train
 from archbench.harness.tensors import duplicate, refill, same, size_bytes
 from archbench.stats import Interval, control_log_ratios, hodges_lehmann, median_interval
 from archbench.track import Call, Place
@@ -162,5 +163,5 @@ def check_threads(allowed: int | None, blocks: Duel) -> None:
         raise Wrong(f"kept {median(busy):.2f} cores busy; the case allows {allowed} thread{'s' * (allowed > 1)}")
 
 
-PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel, "training": duel, "inference": duel}
-STUDIES: dict[str, Callable[[Examiner], Study]] = {"training": train, "inference": load}
+PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel, "training": duel, "inference": duel, "instrumented": duel}
+STUDIES: dict[str, Callable[[Examiner], Study]] = {"training": train, "inference": load, "instrumented": look}

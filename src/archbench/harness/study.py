@@ -40,6 +40,14 @@ def train(examiner: Examiner) -> Study:
     return summary(outcomes, examiner.track.quality, work.data())
 
 
+def look(examiner: Examiner) -> Study:
+    """What the track's own instruments see of the contender's work: ``work.study()``, an Outcome. Raises Wrong."""
+    work: Any = examiner.work
+    if not callable(getattr(work, "study", None)):
+        raise TypeError(f"the workload of track {examiner.track.name} makes a {type(work).__name__} without a study")
+    return summary([work.study()], "")
+
+
 def summary(outcomes: Sequence[Outcome], quality: str, data: Data | None = None) -> Study:
     """The runs as one. Raises Wrong."""
     names = list(dict.fromkeys(name for outcome in outcomes for name in outcome.metrics))

@@ -1,0 +1,131 @@
+"""One language model trained by several processes: how fast, in how much memory, and what the processes tell each other.
+
+Every contender trains the same decoder-only transformer on the same tokens, from the same initial weights, with the
+same optimizer. A call is ``steps`` optimizer steps from the start: tokens (S, B, L + 1) -> ``losses`` (S,), the mean
+over the global batch before each update, and ``digest`` (P, 2), the sum and the sum of squares of each parameter
+afterwards, in the order of the model's names. So an answer is right only if every gradient was exchanged.
+
+The call runs in ranks that PyTorch's own launcher started (``_ranks.py``): ``build(case)`` starts them, they keep their
+model, and wait. Contender and baseline have ranks of their own; those that wait use no core. What a rank does is a
+``Trainer`` (``_trainer.py``), which each contender's file defines.
+
+Letters: S steps, B sequences of the global batch, M micro-batches, L tokens of a sequence, W ranks, P parameters.
+
+Source: Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.11277 (FSDP); Huang et al. 2018,
+arXiv:1811.06965 (GPipe)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from archbench.track import Device, Place, Timing, Track
+
+BACKENDS: dict[str, Device] = {"gloo": "cpu", "nccl": "cuda"}
+
+
+@dataclass(frozen=True)
+class ParallelCase:
+    """One model, one batch, one number of ranks."""
+
+    layers: int
+    dim: int
+    length: int  # tokens of a sequence
+    batch: int  # sequences of one update, over all ranks
+    micro_batches: int = 4  # into which pipelines cut the batch
+    world: int = 2  # ranks
+    backend: str = "gloo"  # of BACKENDS
+    steps: int = 2  # updates of one call
+    heads: int = 4
+    vocabulary: int = 256
+
+    dtype = "fp32"
+    threads = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend {self.backend!r}: allowed are {', '.join(BACKENDS)}")
+        if self.batch % self.micro_batches or self.batch % self.world:
+            raise ValueError(f"a batch of {self.batch} cannot be cut for {self.micro_batches} parts and {self.world} ranks")
+        if self.dim % self.heads or self.heads % self.world:
+            raise ValueError(f"{self.heads} heads: must divide {self.dim} and be a multiple of {self.world} ranks")
+
+    @property
+    def slug(self) -> str:
+        parts = [f"l{self.layers}", f"d{self.dim}", f"len{self.length}", f"b{self.batch}", f"m{self.micro_batches}"]
+        return "-".join([*parts, f"w{self.world}", self.backend])
+
+    @property
+    def axes(self) -> dict[str, str | int | float | bool]:
+        return {
+            "layers": self.layers,
+            "width": self.dim,
+            "length": self.length,
+            "batch": self.batch,
+            "micro_batches": self.micro_batches,
+            "ranks": self.world,
+            "backend": self.backend,
+        }
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of the matrices of one block."""
+        return 12 * self.dim * self.dim
+
+    def flops(self) -> float:
+        """Of one call: two per weight and token forward, four backward; attention over the tokens before each."""
+        tokens = self.steps * self.batch * self.length
+        weights = self.layers * self.block_weights + self.vocabulary * self.dim
+        attention = 2.0 * self.layers * self.dim * (self.length + 1)
+        return tokens * (6.0 * weights + 3 * attention)
+
+    def bytes_moved(self) -> None:
+        """Not defined: what has to move depends on how the work is cut."""
+        return None
+
+
+def make_inputs(case: ParallelCase, seed: int, device: Device) -> tuple[Any, ...]:
+    import numpy as np
+
+    shape = (case.steps, case.batch, case.length + 1)
+    return (np.random.default_rng(seed).integers(0, case.vocabulary, shape, dtype=np.int64),)
+
+
+def gate(case: ParallelCase, inputs: tuple[Any, ...], outputs: Any) -> float:
+    from archbench.models.parallel._gate import judge
+
+    return judge(case, inputs[0], outputs)
+
+
+def skip(case: ParallelCase, place: Place) -> str | None:
+    if BACKENDS[case.backend] != place.device:
+        return f"{case.backend} is for {BACKENDS[case.backend].upper()}"
+    return None if place.device == "cuda" or case.world <= place.cores else f"needs {case.world} cores, a rank each"
+
+
+TRACK = Track(
+    name="parallel",
+    question="Which way of cutting up training is fastest at equal updates?",
+    version="1",
+    baseline="ddp",
+    test_cases=(
+        ParallelCase(layers=2, dim=32, length=15, batch=4, micro_batches=2),
+        ParallelCase(layers=3, dim=64, length=33, batch=8, micro_batches=4, steps=3),
+    ),
+    bench_cases=(
+        ParallelCase(layers=8, dim=256, length=128, batch=16),
+        *(ParallelCase(layers=8, dim=256, length=128, batch=16, micro_batches=m) for m in (2, 8, 16)),
+        ParallelCase(layers=4, dim=512, length=128, batch=16),
+        ParallelCase(layers=8, dim=256, length=128, batch=16, world=4),
+        ParallelCase(layers=12, dim=768, length=512, batch=32, backend="nccl", heads=12, vocabulary=32000),
+    ),
+    make_inputs=make_inputs,
+    gate=gate,
+    skip=skip,
+    timing=Timing(max_blocks=20, budget_s=15.0, ratio_halfwidth=0.02, deadline_s=600.0),
+    item="token",
+    items=lambda case: case.steps * case.batch * case.length,
+    protocol="instrumented",
+    on_request="20 minutes",
+)

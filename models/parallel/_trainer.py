@@ -1,0 +1,124 @@
+"""What a rank does: its part of the model, and one update of it. Each contender's file defines one as ``trainer``.
+
+A trainer is told nothing of processes it does not talk to: it gets its ``World`` and the whole batch, and takes its own
+part of it. Beginning again means the same tensors with their first values, so a call never allocates what the call
+before it had.
+
+Letters: B sequences of the global batch, L tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from archbench.models.parallel import BACKENDS, ParallelCase
+from archbench.models.parallel._model import language_model, loss_of, optimizer_of
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a call, seen from one of them."""
+
+    case: ParallelCase
+    rank: int
+    size: int
+    device: torch.device
+
+    def mesh(self, *names: str, shape: tuple[int, ...] | None = None) -> DeviceMesh:
+        return init_device_mesh(BACKENDS[self.case.backend], shape or (self.size,), mesh_dim_names=names)
+
+    def own(self, batch: Tensor) -> Tensor:
+        """This rank's sequences where the batch is cut by ranks: (B / W, L + 1)."""
+        return batch.chunk(self.size)[self.rank]
+
+
+class Shard(NamedTuple):
+    """What a rank holds of one parameter. ``copies``: how many ranks hold the same numbers."""
+
+    name: str
+    values: Tensor
+    copies: int
+
+
+class Trainer(ABC):
+    """A rank's part of the model. Subclasses set ``model`` and ``optimizer`` and then call ``keep``."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def keep(self) -> None:
+        """Remember the values to begin again with."""
+        self._first = [local(p).detach().clone() for p in self.model.parameters()]
+
+    def reset(self) -> None:
+        """Begin again."""
+        with torch.no_grad():
+            for parameter, first in zip(self.model.parameters(), self._first, strict=True):
+                local(parameter).copy_(first)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    local(value).zero_()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @abstractmethod
+    def step(self, batch: Tensor) -> Tensor:
+        """One update on the global batch (B, L + 1); the mean loss over it before the update, the same on every rank."""
+
+    def shards(self) -> Iterator[Shard]:
+        """What this rank holds. Every number of the model is on some rank, as often as ``copies`` says."""
+        for name, parameter in self.model.named_parameters():
+            yield Shard(name, local(parameter).detach(), copies(parameter, self.world.size))
+
+
+def local(tensor: Any) -> Tensor:
+    """The part of a tensor this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def copies(parameter: Any, size: int) -> int:
+    if not isinstance(parameter, DTensor):
+        return size
+    shards = 1
+    for placement, count in zip(parameter.placements, parameter.device_mesh.shape, strict=True):
+        shards *= count if placement.is_shard() else 1
+    return size // shards
+
+
+class Replicas(Trainer):
+    """The whole model on every rank, which sees its part of the batch."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.model = language_model(world.case).to(world.device)
+        self.call = self.wrapped(self.model)
+        self.optimizer = optimizer_of(self.model)
+        self.keep()
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """What is called in the model's place. It may also change the model itself."""
+        return model
+
+    def step(self, batch: Tensor) -> Tensor:
+        own = self.world.own(batch)
+        loss = loss_of(self.call(own[:, :-1]), own[:, 1:])
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.mean(loss.detach())
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """Over the ranks' parts, which are equally large."""
+        if self.world.size > 1:
+            torch.distributed.all_reduce(loss)
+        return loss / self.world.size
