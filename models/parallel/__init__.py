@@ -1,4 +1,4 @@
-"""One language model trained by several processes: how fast, in how much memory, and what the processes tell each other.
+"""One language model trained by several processes: how fast, in how much memory, with how much talk.
 
 Every contender trains the same decoder-only transformer on the same tokens, from the same initial weights, with the
 same optimizer. A call is ``steps`` optimizer steps from the start: tokens (S, B, L + 1) -> ``losses`` (S,), the mean
@@ -47,7 +47,9 @@ class ParallelCase:
         if self.backend not in BACKENDS:
             raise ValueError(f"backend {self.backend!r}: allowed are {', '.join(BACKENDS)}")
         if self.batch % self.micro_batches or self.batch % self.world:
-            raise ValueError(f"a batch of {self.batch} cannot be cut for {self.micro_batches} parts and {self.world} ranks")
+            raise ValueError(
+                f"a batch of {self.batch} cannot be cut for {self.micro_batches} parts and {self.world} ranks"
+            )
         if self.dim % self.heads or self.heads % self.world:
             raise ValueError(f"{self.heads} heads: must divide {self.dim} and be a multiple of {self.world} ranks")
 

@@ -1,4 +1,4 @@
-"""torchrun for the ranks of one call: elastic launch with the standard rendezvous, and a file about the rank that failed.
+"""torchrun for the ranks of one call: elastic launch, standard rendezvous, a file about the rank that failed.
 
 A process of its own, because the launcher imports torch and leaves no thread of its supervisor in the process that
 measures. What it leaves: ``failure.json`` with the rank that ended first, how, and its last lines.

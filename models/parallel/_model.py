@@ -2,7 +2,7 @@
 
 Pre-norm blocks of causal self-attention and a GELU feed-forward layer between an embedding with learned positions and
 an untied output matrix. It is a sequence of parts (embedding, blocks, head), each a module from one tensor to one
-tensor, so that a pipeline can cut it anywhere between them. No dropout: ways of cutting compare only if nothing is drawn.
+tensor, so that a pipeline can cut it anywhere between them. No dropout: nothing is drawn.
 
 Letters: B sequences, L tokens, D width, H heads, V vocabulary.
 
@@ -81,7 +81,7 @@ class LanguageModel(nn.Sequential):
 
 
 def language_model(case: ParallelCase) -> LanguageModel:
-    """The model with its initial weights, the same in every process: small, and smaller where a block adds its result."""
+    """The model with its initial weights, the same in every process; smaller where a block adds its result."""
     with seeded(SEED):
         model = LanguageModel(case)
         for name, parameter in model.named_parameters():

@@ -5,8 +5,8 @@ rendezvous, a supervisor per node, everybody ended when one ends. Rank 0 connect
 what it is asked on to the others. A rank that dies, hangs or never comes is named with its last lines; whatever
 happens, no process is left.
 
-More than one node: ``ARCHBENCH_NNODES``, ``ARCHBENCH_NODE_RANK`` and ``ARCHBENCH_RDZV_ENDPOINT`` (set by ``archbench run
---nnodes ...``) are handed to the rendezvous. Node 0 drives; the others start the same ranks and follow.
+More than one node: ``ARCHBENCH_NNODES``, ``ARCHBENCH_NODE_RANK`` and ``ARCHBENCH_RDZV_ENDPOINT`` (``archbench run``
+sets them) are handed to the rendezvous. Node 0 drives; the others start the same ranks and follow.
 
 Source: https://docs.pytorch.org/docs/stable/elastic/run.html
 """
@@ -27,7 +27,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,14 @@ class Nodes:
 
 
 class Ranks:
-    """The ranks of one contender at one case. ``size`` ranks over ``nodes``; ``role`` tells groups of a cell apart."""
+    """The ranks of one contender at one case: ``size`` of them over ``nodes``.
 
-    def __init__(self, module: str, case: ParallelCase, size: int, nodes: Nodes | None = None, role: str = "") -> None:
+    ``cap_bytes``: how much memory a rank may take (RLIMIT_DATA), its libraries included; 0: all there is.
+    """
+
+    def __init__(
+        self, module: str, case: ParallelCase, size: int, nodes: Nodes | None = None, cap_bytes: int = 0
+    ) -> None:
         nodes = nodes or Nodes.told()
         if size % nodes.count:
             raise Unavailable(f"{size} ranks cannot be spread over {nodes.count} nodes")
@@ -73,13 +78,14 @@ class Ranks:
         listener = Listener(str(self._folder / "driver"), "AF_UNIX", authkey=key)
         spec = {
             "module": module,
-            "case": case.slug,
+            "case": asdict(case),
+            "cap_bytes": cap_bytes,
             "folder": str(self._folder),
             "ranks_per_node": size // nodes.count,
             "nodes": nodes.count,
             "node_rank": nodes.rank,
             "endpoint": nodes.endpoint,
-            "run_id": f"{module.rsplit('.', 1)[-1]}-{case.slug}-{role}" if nodes.count > 1 else secrets.token_hex(8),
+            "run_id": secrets.token_hex(8),
             "key": key.hex(),
         }
         (self._folder / "spec.json").write_text(json.dumps(spec))
@@ -167,9 +173,9 @@ def failure(folder: Path) -> Failed:
         return Failed("crashed", f"the launcher ended: {' | '.join(lines[-LAST_LINES:]) or 'without a word'}")
     how = f"was killed by {signal.Signals(-found['code']).name}" if found["code"] < 0 else f"ended with {found['code']}"
     said = f": {found['message']}" if found["message"] else ""
-    lines = f"; its last lines: {' | '.join(found['lines'])}" if found["lines"] else ""
-    status = "oom" if "can't allocate memory" in said + lines or "out of memory" in (said + lines).lower() else "crashed"
-    return Failed(status, f"rank {found['rank']} {how}{said}{lines}")
+    last = f"; its last lines: {' | '.join(found['lines'])}" if found["lines"] else ""
+    full = any(mark in (said + last).lower() for mark in ("can't allocate memory", "out of memory"))
+    return Failed("oom" if full else "crashed", f"rank {found['rank']} {how}{said}{last}")
 
 
 def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:

@@ -48,6 +48,15 @@ class Shard(NamedTuple):
     copies: int
 
 
+class Mark(NamedTuple):
+    """A piece of the last update on this rank, in seconds of the monotonic clock, which a node's ranks share."""
+
+    what: str  # "forward", "backward", "update", "wait"
+    start_s: float
+    stop_s: float
+    part: int | None = None  # the micro-batch
+
+
 class Trainer(ABC):
     """A rank's part of the model. Subclasses set ``model`` and ``optimizer`` and then call ``keep``."""
 
@@ -73,7 +82,11 @@ class Trainer(ABC):
 
     @abstractmethod
     def step(self, batch: Tensor) -> Tensor:
-        """One update on the global batch (B, L + 1); the mean loss over it before the update, the same on every rank."""
+        """One update on the global batch (B, L + 1); the mean loss over it before, the same on every rank."""
+
+    def marks(self) -> list[Mark]:
+        """The pieces of the last update; none where a trainer keeps no such record."""
+        return []
 
     def shards(self) -> Iterator[Shard]:
         """What this rank holds. Every number of the model is on some rank, as often as ``copies`` says."""

@@ -62,6 +62,16 @@ class Data(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
+class Span(msgspec.Struct, frozen=True):
+    """A piece of a timeline: what a lane did from when to when, in seconds from the timeline's begin."""
+
+    lane: str  # who did it: "rank 0"
+    what: str  # "forward", "backward"
+    start_s: float
+    stop_s: float
+    part: int | None = None  # which of many, from 0: a micro-batch
+
+
 class Cell(msgspec.Struct, frozen=True, tag_field="record", tag="cell", kw_only=True):
     """Track x case x contender in one run: a status, and numbers where the status is ``ok``.
 
@@ -84,6 +94,7 @@ class Cell(msgspec.Struct, frozen=True, tag_field="record", tag="cell", kw_only=
     duel: Duel | None = None
     series: dict[str, list[tuple[float, float]]] = {}  # curves: loss over step, memory over batch
     samples: dict[str, list[float | None]] = {}  # by metric, in the order of the seeds; None: not reached
+    spans: list[Span] = []  # a timeline of one call: stages and micro-batches of a pipeline
     data: Data | None = None
     host: dict[str, Scalar] = {}  # load, steal, temperature, clocks, throttle bits while it was measured
     started: str = ""  # UTC, ISO 8601
@@ -119,6 +130,7 @@ class TrackNote(msgspec.Struct, frozen=True, tag_field="record", tag="track", kw
     contenders: dict[str, ContenderNote]
     quality: str = ""  # the metric that ranks, where it is not the time: "test_error"
     item: str = "call"  # what times and energy are per: "token"
+    stacks: dict[str, list[str]] = {}  # metrics that are parts of a whole, by its title
     notes: str = ""  # CommonMark with $formulas$
     derivation: str = ""  # the mathematics of the track, the same
 

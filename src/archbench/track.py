@@ -168,6 +168,7 @@ class Track(Generic[CaseT]):
     data: Callable[[CaseT], Data | None] = _no_data  # what a case is measured on, where that is not drawn from the seed
     protocol: str = "duel"  # a measuring protocol of archbench.harness.protocols
     quality: str = ""  # a metric of its training runs (a fraction, lower is better) that ranks in the time's place
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metrics that add up, by title
     on_request: str = ""  # "25 minutes": a track that takes so long is measured where it is named, never else
     preload: tuple[str, ...] = ()  # modules asv's fork server imports once instead of every cell again
     notes: str = ""  # method notes for the track's page: plain paragraphs

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from archbench.cells import Data, Metric
+from archbench.cells import Data, Metric, Span
 from archbench.stats import mean_interval
 from archbench.track import Case, Device
 
@@ -37,11 +37,12 @@ class Outcome:
 
     ``metrics``: finite numbers by name, lower is better: fractions (``test_error``), seconds (``..._s``), bytes
     (``..._bytes``), plain numbers. What a run did not reach (``seconds_to_target_s``) it leaves out.
-    ``curves``: values over steps by name.
+    ``curves``: values over steps by name. ``spans``: a timeline of one call.
     """
 
     metrics: Mapping[str, float]
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    spans: Sequence[Span] = ()
 
 
 class Trainable(Protocol):

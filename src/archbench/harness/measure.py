@@ -180,6 +180,7 @@ def measure_cell(track: Track[Any], case: Any, contender: str, bench: Bench) -> 
         duel=found.duel,
         series=found.series | study.series,
         samples=study.samples,
+        spans=study.spans,
         data=study.data or track.data(case),
         limit_fraction=fraction,
         limit_kind=limit.kind if limit else None,

@@ -163,5 +163,5 @@ def check_threads(allowed: int | None, blocks: Duel) -> None:
         raise Wrong(f"kept {median(busy):.2f} cores busy; the case allows {allowed} thread{'s' * (allowed > 1)}")
 
 
-PROTOCOLS: dict[str, Callable[[Setting], Findings]] = {"duel": duel, "training": duel, "inference": duel, "instrumented": duel}
 STUDIES: dict[str, Callable[[Examiner], Study]] = {"training": train, "inference": load, "instrumented": look}
+PROTOCOLS: dict[str, Callable[[Setting], Findings]] = dict.fromkeys(["duel", *STUDIES], duel)

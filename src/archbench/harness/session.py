@@ -126,6 +126,7 @@ def track_note(name: str, derivations: Path) -> TrackNote:
         contenders=notes,
         quality=track.quality,
         item=track.item,
+        stacks={title: list(parts) for title, parts in track.stacks.items()},
         notes=track.notes,
         derivation=derivation.read_text(encoding="utf-8") if derivation.is_file() else "",
     )

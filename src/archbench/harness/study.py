@@ -1,7 +1,7 @@
 """The long part of a training cell: whole runs, one for each seed, and what they say together.
 
 Every seed's value is kept, so that the board can compare contenders seed by seed. A curve is the mean of the seeds'
-curves where all of them have a value.
+curves where all of them have a value; a timeline is that of the first seed that has one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from archbench.cells import Data, Metric
+from archbench.cells import Data, Metric, Span
 from archbench.checks import Wrong
 from archbench.harness.gate import Examiner
 from archbench.training import Curve, Outcome, over_seeds
@@ -26,6 +26,7 @@ class Study:
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     samples: dict[str, list[float | None]] = field(default_factory=dict)
     data: Data | None = None
+    spans: list[Span] = field(default_factory=list)
 
 
 NONE = Study()
@@ -64,7 +65,8 @@ def summary(outcomes: Sequence[Outcome], quality: str, data: Data | None = None)
         metrics[name] = over_seeds(name, known)
     curves = list(dict.fromkeys(name for outcome in outcomes for name in outcome.curves))
     means = {name: mean_curve([o.curves[name] for o in outcomes if name in o.curves]) for name in curves}
-    return Study(metrics, {name: curve for name, curve in means.items() if curve}, samples, data)
+    spans = next((list(outcome.spans) for outcome in outcomes if outcome.spans), [])
+    return Study(metrics, {name: curve for name, curve in means.items() if curve}, samples, data, spans)
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
