@@ -114,6 +114,7 @@ TRACK = Track(
     test_cases=(
         ParallelCase(layers=2, dim=32, length=15, batch=4, micro_batches=2),
         ParallelCase(layers=3, dim=64, length=33, batch=8, micro_batches=4, steps=3),
+        ParallelCase(layers=2, dim=32, length=15, batch=4, micro_batches=2, world=4),
     ),
     bench_cases=(
         ParallelCase(layers=8, dim=256, length=128, batch=16),
@@ -129,5 +130,6 @@ TRACK = Track(
     item="token",
     items=lambda case: case.steps * case.batch * case.length,
     protocol="instrumented",
+    stacks={"Memory of a rank": ("parameters_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes")},
     on_request="20 minutes",
 )
