@@ -105,6 +105,8 @@ def build(model: str, kinds: Iterable[str] = ()) -> list[Path]:
 @contextmanager
 def _only_one() -> Iterator[None]:
     """One process makes files at a time; the others wait and find them made."""
+    if folder().is_file():
+        raise BadArtefact(f"{folder()} is a file: name a folder with {FOLDER}")
     folder().mkdir(parents=True, exist_ok=True)
     with (folder() / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -57,13 +57,17 @@ def list_models() -> None:
     from archbench.models.edge_llm import _artefacts as artefacts
     from archbench.models.edge_llm._config import MODELS
 
-    table = Table(title=plain(f"model files in {artefacts.folder()}"), title_justify="left")
-    table.caption, table.caption_justify = plain("next: archbench edge build MODEL [--weights KIND]"), "left"
-    for column in ("model", *WEIGHTS, "where the weights come from"):
-        table.add_column(column, overflow="fold")
-    for model, about in MODELS.items():
-        table.add_row(*map(plain, (model, *(_state(model, kind) for kind in WEIGHTS), about.origin)))
+    out.print(f"model files in {artefacts.folder()}\n", highlight=False, soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", *WEIGHTS):
+        table.add_column(column, no_wrap=True)
+    for model in MODELS:
+        table.add_row(*map(plain, (model, *(_state(model, kind) for kind in WEIGHTS))))
     out.print(table)
+    out.print()
+    for model, about in MODELS.items():
+        out.print(f"{model}: {about.origin}", highlight=False, markup=False)
+    out.print("\nnext: archbench edge build MODEL [--weights KIND]", highlight=False, markup=False)
 
 
 def _state(model: str, kind: str) -> str:
@@ -72,7 +76,7 @@ def _state(model: str, kind: str) -> str:
 
     path = artefacts.path(model, kind)
     if artefacts.never(model, kind):
-        return "cannot be"
+        return "never"
     if not path.exists():
-        return "made when needed" if model == artefacts.TINY else "-"
+        return "on use" if model == artefacts.TINY else "-"
     return f"{path.stat().st_size / 1e6:,.1f} MB" if artefacts.is_whole(path) else "damaged"

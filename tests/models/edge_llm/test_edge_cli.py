@@ -22,8 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "edge"
 
 
-def edge(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["edge", *arguments])
+def edge(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(app, ["edge", *arguments], env=environment)
 
 
 def test_build_makes_files_and_names_them(folder: Path) -> None:
@@ -70,13 +70,28 @@ def test_list_shows_what_is_here_and_makes_nothing(folder: Path) -> None:
     before = edge("list")
     assert before.exit_code == 0
     row = next(line for line in before.stdout.splitlines() if "tiny_random" in line)
-    assert row.count("made when needed") == 5
+    assert row.count("on use") == 5
     assert not folder.exists()
     edge("build", "tiny_random", "--weights", "q4_0")
     (folder / "stories260k-f32.gguf").write_bytes(b"half a file")
     after = edge("list").stdout.splitlines()
-    assert "1.2 MB" in next(line for line in after if "tiny_random" in line)
-    stories = next(line for line in after if "stories260k" in line)
+    assert "1.2 MB" in next(line for line in after if line.startswith("tiny_random "))
+    stories = next(line for line in after if line.startswith("stories260k "))
     assert "damaged" in stories
-    assert stories.count("cannot be") == 2
+    assert stories.count("never") == 2
     assert "archbench edge build MODEL [--weights KIND]" in after[-1]
+
+
+def test_a_list_fits_a_narrow_terminal(folder: Path) -> None:
+    done = edge("list", COLUMNS="80")
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 80
+    assert "tinyllama_1b1_random " in done.stdout
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    monkeypatch.setenv("ARCHBENCH_EDGE", str(taken))
+    done = edge("build", "tiny_random")
+    assert done.exit_code == 1
+    assert f"{taken} is a file: name a folder with ARCHBENCH_EDGE" in done.stderr
