@@ -139,3 +139,8 @@ class Desk:
                 cells = [record["contender"] for record in records if record["record"] == "cell"]
                 found[path.split("/")[1]] = cells
         return found
+
+
+def run_of(commit: str) -> str:
+    """The name of the run that measures a commit at a desk."""
+    return f"20260102T030405Z-{commit[:6]}"
