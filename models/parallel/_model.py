@@ -20,6 +20,7 @@ from archbench.models.train import seeded
 
 STD = 0.02
 SEED = 0
+LEARNING_RATE = 3e-4
 
 
 class Embedding(nn.Module):
@@ -99,5 +100,13 @@ def loss_of(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW: two numbers of state for each parameter, which is what sharding saves."""
-    return torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, foreach=True)
+    """AdamW: two numbers of state for each parameter, which is what sharding saves. One pass over all of them."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, fused=True
+    )
+
+
+def order(name: str) -> tuple[int, str]:
+    """Parts of the model in order: "10.up.bias" after "2.up.bias"."""
+    part, _, rest = name.partition(".")
+    return int(part), rest

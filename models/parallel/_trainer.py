@@ -4,7 +4,7 @@ A trainer is told nothing of processes it does not talk to: it gets its ``World`
 part of it. Beginning again means the same tensors with their first values, so a call never allocates what the call
 before it had.
 
-Letters: B sequences of the global batch, L tokens.
+Letters: B sequences of the global batch, L tokens, P parameters.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from archbench.models.parallel import BACKENDS, ParallelCase
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
+from archbench.models.parallel._sharding import Gathered, digest, local, shards_of, whole
+from archbench.models.parallel._sharding import Shard as Shard
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,6 @@ class World:
     def own(self, batch: Tensor) -> Tensor:
         """This rank's sequences where the batch is cut by ranks: (B / W, L + 1)."""
         return batch.chunk(self.size)[self.rank]
-
-
-class Shard(NamedTuple):
-    """What a rank holds of one parameter. ``copies``: how many ranks hold the same numbers."""
-
-    name: str
-    values: Tensor
-    copies: int
 
 
 class Mark(NamedTuple):
@@ -90,22 +83,15 @@ class Trainer(ABC):
 
     def shards(self) -> Iterator[Shard]:
         """What this rank holds. Every number of the model is on some rank, as often as ``copies`` says."""
-        for name, parameter in self.model.named_parameters():
-            yield Shard(name, local(parameter).detach(), copies(parameter, self.world.size))
+        return shards_of(self.model, self.world.size)
 
+    def digest(self, gathered: Gathered) -> Any:
+        """What the gate sees of the whole model (P, 3), on rank 0; see ``_sharding.py``."""
+        return digest(self.shards(), self._first, gathered)
 
-def local(tensor: Any) -> Tensor:
-    """The part of a tensor this rank holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def copies(parameter: Any, size: int) -> int:
-    if not isinstance(parameter, DTensor):
-        return size
-    shards = 1
-    for placement, count in zip(parameter.placements, parameter.device_mesh.shape, strict=True):
-        shards *= count if placement.is_shard() else 1
-    return size // shards
+    def whole(self, gathered: Gathered) -> dict[str, Any]:
+        """Every parameter of the model by name, on rank 0."""
+        return whole(self.shards(), gathered)
 
 
 class Replicas(Trainer):
