@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from archbench.models.parallel._checkpoint import saved
+from archbench.models.parallel._instruments import look, threads, trace
 from archbench.models.parallel._rank import Rank
 
 
@@ -31,4 +33,11 @@ def parameters(rank: Rank) -> dict[str, Any]:
     return rank.trainer.whole(rank.gathered)
 
 
-QUESTIONS: dict[str, Callable[..., Any]] = {"train": train, "parameters": parameters}
+QUESTIONS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "parameters": parameters,
+    "look": look,
+    "checkpoint": saved,
+    "threads": threads,
+    "trace": trace,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from archbench.models.parallel import ParallelCase
@@ -14,7 +15,7 @@ class Training:
     """A contender at a case: calling it trains. Its ranks live as long as it does."""
 
     def __init__(self, module: str, case: ParallelCase, size: int) -> None:
-        self.case = case
+        self.module, self.case = module, case
         self.ranks = Ranks(module, case, size)
 
     def __call__(self, tokens: Any) -> dict[str, Any]:
@@ -22,8 +23,17 @@ class Training:
         return answer
 
     def study(self) -> Outcome:
-        """What the ranks know of themselves."""
-        return Outcome(self.ranks.ask("study", within_s=300.0))
+        """What the clock does not show: memory, bytes sent, waiting, checkpoints, one worker alone."""
+        from archbench.models.parallel._study import study
+
+        return study(self.module, self.case, self.ranks, self._start)
+
+    def trace(self, folder: Path, tokens: Any) -> None:
+        """Every rank writes what torch's profiler sees of a call."""
+        self.ranks.ask("trace", tokens, str(folder), within_s=300.0)
+
+    def _start(self, module: str, size: int) -> Ranks:
+        return Ranks(module, self.case, size)
 
 
 def built(module: str, ranks: int | None = None) -> Callable[[ParallelCase], Training]:

@@ -81,6 +81,14 @@ class Trainer(ABC):
         """The pieces of the last update; none where a trainer keeps no such record."""
         return []
 
+    def wire_formula(self) -> float | None:
+        """Bytes this rank sends in an update, as a formula has it; None where there is none."""
+        return None
+
+    def weights_formula(self) -> float | None:
+        """Numbers of parameters this rank holds, as a formula has it; None where there is none."""
+        return None
+
     def shards(self) -> Iterator[Shard]:
         """What this rank holds. Every number of the model is on some rank, as often as ``copies`` says."""
         return shards_of(self.model, self.world.size)
