@@ -160,6 +160,12 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Measure on a machine that is not ready; every row says so.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", resolve_path=True, help="Profile a call of each cell into this folder (docs/traces.md)."
+        ),
+    ] = None,
 ) -> None:
     """Measure on this machine (asv run on the current environment) and print the table.
 
@@ -170,6 +176,7 @@ def run(
     from archbench.hardware.detect import default_device, detect, place
     from archbench.hardware.preflight import fact, preflight
     from archbench.harness import front
+    from archbench.harness import trace as traces
     from archbench.harness.configuration import results_dir
     from archbench.harness.plan import plan
     from archbench.harness.processes import interruptible
@@ -187,7 +194,7 @@ def run(
             _say(str(obstacle))
         if obstacles and not force:
             fail(NOT_READY)
-        with interruptible():
+        with interruptible(), traces.asked_for(trace):
             outcome = front.run(
                 wanted,
                 configuration,
@@ -211,6 +218,8 @@ def run(
         progress.stop()
     if outcome.run.dirty:
         _say("the work tree differs from its commit: these rows are marked dirty")
+    for track, names in (traces.missing(trace, outcome.cells) if trace else {}).items():
+        _say(f"no trace of {track}: torch does nothing in {', '.join(names)}")
     _print_cells(outcome.cells)
     out.print(f"results: {outcome.path}\nnext: archbench board", highlight=False, soft_wrap=True, markup=False)
 
