@@ -162,9 +162,7 @@ def run(
     ] = False,
     trace: Annotated[
         Path | None,
-        typer.Option(
-            "--trace", resolve_path=True, help="Profile a call of each cell into this folder (docs/traces.md)."
-        ),
+        typer.Option("--trace", resolve_path=True, help="Trace a call of each cell into this folder: docs/traces.md."),
     ] = None,
 ) -> None:
     """Measure on this machine (asv run on the current environment) and print the table.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from archbench.cells import Cell
+from archbench.harness.gate import Examiner
 from archbench.track import Call, Device
 
 VARIABLE = "ARCHBENCH_TRACE"
@@ -37,25 +38,23 @@ def asked_for(folder: Path | None) -> Iterator[None]:
         del os.environ[VARIABLE]
 
 
-def wanted(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where traces go, or None where nobody asked for them."""
-    folder = environment.get(VARIABLE)
-    return Path(folder) if folder else None
-
-
-def folder_of(traces: Path, track: str, case: str, contender: str) -> Path:
-    return traces / track / case / contender
-
-
-def write(work: Call, inputs: tuple[Any, ...], device: Device, folder: Path) -> None:
-    """One call of ``work`` as trace files in ``folder``; nothing where it does not use torch."""
-    own: Any = getattr(work, "trace", None)
+def leave(asked: Examiner, inputs: tuple[Any, ...]) -> None:
+    """One call of a cell's work as trace files, where they were asked for and torch is what it uses."""
+    traces = os.environ.get(VARIABLE)
+    if not traces:
+        return
+    folder = folder_of(Path(traces), asked.track.name, asked.case.slug, asked.name)
+    own: Any = getattr(asked.work, "trace", None)
     if callable(own):
         folder.mkdir(parents=True, exist_ok=True)
         own(folder, *inputs)
     elif "torch" in sys.modules:
         folder.mkdir(parents=True, exist_ok=True)
-        _profile(work, inputs, device, folder / f"{device}.{time.time_ns()}{SUFFIX}")
+        _profile(asked.work, inputs, asked.device, folder / f"{asked.device}.{time.time_ns()}{SUFFIX}")
+
+
+def folder_of(traces: Path, track: str, case: str, contender: str) -> Path:
+    return traces / track / case / contender
 
 
 def _profile(work: Call, inputs: tuple[Any, ...], device: Device, file: Path) -> None:
