@@ -1,12 +1,12 @@
 """The driver's side of a call: start ranks with PyTorch's launcher, talk to the first of them, say how one ended.
 
 ``Ranks`` starts ``_launcher.py`` in a process of its own, which is torchrun in all but its command line: elastic
-rendezvous, a supervisor per node, everybody ended when one ends. Rank 0 connects back over a Unix socket and passes
+rendezvous, a supervisor per host, everybody ended when one ends. Rank 0 connects back over a Unix socket and passes
 what it is asked on to the others. A rank that dies, hangs or never comes is named with its last lines; whatever
 happens, no process is left.
 
-More than one node: ``ARCHBENCH_NNODES``, ``ARCHBENCH_NODE_RANK`` and ``ARCHBENCH_RDZV_ENDPOINT`` (``archbench run``
-sets them) are handed to the rendezvous. Node 0 drives; the others start the same ranks and follow.
+More than one host: ``archbench run --nnodes`` keeps a store at the first one, on which every group of ranks is
+published; the others start the same ranks and follow (``_nodes.py``).
 
 Source: https://docs.pytorch.org/docs/stable/elastic/run.html
 """
@@ -14,49 +14,26 @@ Source: https://docs.pytorch.org/docs/stable/elastic/run.html
 from __future__ import annotations
 
 import contextlib
-import json
-import mmap
-import os
 import secrets
-import shutil
-import signal
-import struct
 import subprocess
-import sys
-import tempfile
 import time
-import weakref
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing.connection import Connection, Listener
-from pathlib import Path
 from typing import Any
 
-from archbench.models.parallel import ParallelCase
+from archbench.hardware.gpu import detect_gpus
+from archbench.models.parallel import BACKENDS, ParallelCase
+from archbench.models.parallel._group import NOTE, Group, pids
+from archbench.models.parallel._hang import late
+from archbench.nodes import Nodes
 from archbench.track import Failed, Unavailable
+
+__all__ = ["CALL_S", "NOTE", "START_S", "Ranks"]
 
 START_S = 120.0  # until every rank has its model: the first import of torch on a cold disk takes half of it
 CALL_S = 120.0  # without an answer: a call takes seconds
-LAST_LINES = 5
 LOOK_S = 0.1
-NOTE = struct.Struct("<qqd")  # of a rank: calls begun, updates begun, seconds of the clock
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Where ranks run. One node, unless the environment says otherwise."""
-
-    count: int = 1
-    rank: int = 0
-    endpoint: str = ""  # host:port of the rendezvous; empty: this node, any port
-
-    @classmethod
-    def told(cls, environment: Mapping[str, str] = os.environ) -> Nodes:
-        return cls(
-            int(environment.get("ARCHBENCH_NNODES", "1")),
-            int(environment.get("ARCHBENCH_NODE_RANK", "0")),
-            environment.get("ARCHBENCH_RDZV_ENDPOINT", ""),
-        )
+ENDING_S = 10.0  # for the launcher to end the others and say who was first
 
 
 class Ranks:
@@ -69,35 +46,26 @@ class Ranks:
         self, module: str, case: ParallelCase, size: int, nodes: Nodes | None = None, cap_bytes: int = 0
     ) -> None:
         nodes = nodes or Nodes.told()
+        if size < nodes.count:
+            nodes = Nodes()  # one process is what several hosts are compared with
         if size % nodes.count:
             raise Unavailable(f"{size} ranks cannot be spread over {nodes.count} nodes")
         self.size = size
-        self._folder = Path(tempfile.mkdtemp(prefix="archbench-ranks-"))
-        self._notes = _notes(self._folder / "notes", size)
-        key = secrets.token_bytes(16)
-        listener = Listener(str(self._folder / "driver"), "AF_UNIX", authkey=key)
+        self._here = range(size // nodes.count)
+        if BACKENDS[case.backend] == "cuda":
+            _need_gpus(len(self._here))
         spec = {
             "module": module,
             "case": asdict(case),
             "cap_bytes": cap_bytes,
-            "folder": str(self._folder),
-            "ranks_per_node": size // nodes.count,
-            "nodes": nodes.count,
-            "node_rank": nodes.rank,
-            "endpoint": nodes.endpoint,
+            "size": size,
+            "ranks_per_node": len(self._here),
             "run_id": secrets.token_hex(8),
-            "key": key.hex(),
         }
-        (self._folder / "spec.json").write_text(json.dumps(spec))
-        with (self._folder / "launcher.log").open("wb") as log:
-            self._launcher = subprocess.Popen(
-                [sys.executable, "-m", "archbench.models.parallel._launcher", str(self._folder / "spec.json")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._end = weakref.finalize(self, _end, self._launcher, self._folder)
+        self._group = Group(spec, nodes)
+        key = secrets.token_bytes(16)
+        listener = Listener(str(self._group.folder / "driver"), "AF_UNIX", authkey=key)
+        self._group.start(key)
         self._connection = self._accepted(listener)
 
     def ask(self, what: str, *arguments: Any, within_s: float = CALL_S) -> Any:
@@ -115,10 +83,10 @@ class Ranks:
 
     def close(self) -> None:
         """End the ranks; quick where they wait for a question."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):
             self._connection.send(("close", ()))
-            self._launcher.wait(10)
-        self._end()
+            self._group.launcher.wait(ENDING_S)
+        self._group.end()
 
     def _accepted(self, listener: Listener) -> Connection:
         socket: Any = listener._listener._socket  # type: ignore[attr-defined]  # accept() has no time limit of its own
@@ -134,59 +102,30 @@ class Ranks:
                         raise self._hanging(START_S) from None
 
     def _alive(self) -> None:
-        if self._launcher.poll() is not None:
+        if self._group.launcher.poll() is not None:
             raise self._ended()
 
-    def _ended(self) -> Failed:
+    def _ended(self) -> Failed | Unavailable:
         """Which rank ended, how, and its last lines."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._launcher.wait(30)  # it ends the other ranks first
-        found = failure(self._folder)
-        self._end()
+        try:
+            self._group.launcher.wait(ENDING_S)  # it ends the other ranks first
+            found = self._group.failure()
+        except subprocess.TimeoutExpired:  # one of them cannot be ended
+            return self._hanging(ENDING_S)
+        self._group.end()
         return found
 
     def _hanging(self, seconds: float) -> Failed:
-        notes = [NOTE.unpack_from(self._notes, rank * NOTE.size) for rank in range(self.size)]
-        least = min(note[:2] for note in notes)
-        late = [rank for rank, note in enumerate(notes) if note[:2] == least]
-        everyone = len(late) == self.size
-        who = "no rank" if everyone else " and ".join(f"rank {rank}" for rank in late)
-        what = f"{who} went on within {seconds:.0f} s" if everyone else f"{who} did not go on within {seconds:.0f} s"
-        self._end()
-        return Failed("timeout", f"{what}, in update {least[1]} of call {least[0]}")
+        group = self._group
+        notes = [NOTE.unpack_from(group.notes, rank * NOTE.size)[:2] for rank in range(self.size)]
+        who = late(group.folder, pids(group.folder), notes, self._here, group.nodes.count)
+        group.end()
+        return Failed("timeout", f"no answer within {seconds:.0f} s: {who}")
 
 
-def _notes(path: Path, size: int) -> mmap.mmap:
-    """A word of progress from each rank of this node."""
-    path.write_bytes(bytes(NOTE.size * size))
-    with path.open("r+b") as file:
-        return mmap.mmap(file.fileno(), 0)
-
-
-def failure(folder: Path) -> Failed:
-    """What the launcher left about the rank that ended first."""
-    try:
-        found = json.loads((folder / "failure.json").read_text())
-    except (OSError, ValueError):
-        log = (folder / "launcher.log").read_text(errors="replace") if (folder / "launcher.log").exists() else ""
-        lines = [line for line in log.splitlines() if line.strip()]
-        return Failed("crashed", f"the launcher ended: {' | '.join(lines[-LAST_LINES:]) or 'without a word'}")
-    how = f"was killed by {signal.Signals(-found['code']).name}" if found["code"] < 0 else f"ended with {found['code']}"
-    said = f": {found['message']}" if found["message"] else ""
-    last = f"; its last lines: {' | '.join(found['lines'])}" if found["lines"] else ""
-    full = any(mark in (said + last).lower() for mark in ("can't allocate memory", "out of memory"))
-    return Failed("oom" if full else "crashed", f"rank {found['rank']} {how}{said}{last}")
-
-
-def _end(launcher: subprocess.Popen[bytes], folder: Path) -> None:
-    """Nothing is left of a group: the launcher's session, and the ranks, which have sessions of their own."""
-    for pid in [*_pids(folder), launcher.pid]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-    launcher.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _pids(folder: Path) -> list[int]:
-    """Ranks write theirs when they begin."""
-    return [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+def _need_gpus(count: int) -> None:
+    """Raises Unavailable where this host is known to have fewer."""
+    found = detect_gpus()
+    if len(found.visible) < count:
+        why = f" ({found.reason})" if found.reason else ""
+        raise Unavailable(f"needs {count} GPU{'s' * (count > 1)}, here: {len(found.visible) or 'none'}{why}")

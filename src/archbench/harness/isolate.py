@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import secrets
 import select
 import signal
@@ -23,18 +22,18 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from archbench.cells import Status
+from archbench.endings import die_with, killer, out_of_memory_kills
 from archbench.reasons import told
 
 LONGEST_ANSWER = 1 << 28  # bytes: what claims to be longer is not an answer
 
 Send = Callable[[bytes], None]
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _LENGTH = struct.Struct("<q")
 _END, _LAST_WORDS = -1, -2  # in place of a length: the work is done; what the child raised, in words
 _TICK_S = 0.05  # how often the child is looked at where the system cannot wait for it
@@ -179,19 +178,7 @@ def _how_it_ended(state: int, killed_before: int | None) -> Died:
         if now is not None and killed_before is not None and now > killed_before:
             return Died("oom", "killed by the system for want of memory")
         return Died("crashed", "killed by SIGKILL: by the system for want of memory, or by itself")
-    try:
-        return Died("crashed", f"killed by {signal.Signals(-code).name}")
-    except ValueError:  # the real-time signals have no names
-        return Died("crashed", f"killed by signal {-code}")
-
-
-def out_of_memory_kills(vmstat: Path = Path("/proc/vmstat")) -> int | None:
-    """Processes the kernel has killed for want of memory since boot, limits of control groups included, or None."""
-    try:
-        found = re.search(r"^oom_kill (\d+)$", vmstat.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) if found else None
+    return Died("crashed", f"killed by {killer(code)}")
 
 
 def _child(work: Callable[[Send], None], writer: int, word: bytes, parent: int) -> None:
@@ -208,10 +195,7 @@ def _child(work: Callable[[Send], None], writer: int, word: bytes, parent: int) 
     try:
         os.setpgid(0, 0)
         os.dup2(2, 1)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before we asked to follow it
-                os._exit(1)
+        die_with(parent)
         work(lambda payload: write(len(payload), payload))
         write(_END, b"")
         code = 0
