@@ -43,6 +43,7 @@ class Report:
     exposed_s: list[float]  # of each profiled update: waiting for communication
     wire_formula: float | None  # bytes an update should send
     weights_formula: float | None  # parameters this rank should hold
+    bubble_formula: float | None
 
 
 def look(rank: Rank, tokens: Any) -> list[Report]:
@@ -60,10 +61,11 @@ def look(rank: Rank, tokens: Any) -> list[Report]:
         call, exposed = call_and_exposed(events)
         profiled_s.append(call)
         exposed_s.append(exposed)
-    memory = kinds(rank.trainer.model, rank.trainer.optimizer, gradients, events, rank.world.device.type)
+    trainer = rank.trainer
+    memory = kinds(trainer.model, trainer.optimizer, gradients, events, rank.world.device.type)
     if rank.world.device.type == "cuda":
         sent = collective_bytes(events)
-    formulas = (rank.trainer.wire_formula(), rank.trainer.weights_formula())
+    formulas = (trainer.wire_formula(), trainer.weights_formula(), trainer.bubble_formula())
     return rank.gathered(Report(update_s, marks, sent, peak, memory, profiled_s, exposed_s, *formulas))
 
 

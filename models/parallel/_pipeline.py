@@ -24,7 +24,7 @@ from archbench.models.parallel._build import Training, built
 from archbench.models.parallel._exchange import Inbox, Outbox
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
 from archbench.models.parallel._partition import stage_of
-from archbench.models.parallel._schedule import Slot
+from archbench.models.parallel._schedule import Slot, bubble_formula
 from archbench.models.parallel._sharding import Shard, shards_of
 from archbench.models.parallel._timeline import Timeline
 from archbench.models.parallel._trainer import Mark, Trainer, World
@@ -66,6 +66,9 @@ class Pipeline(Trainer):
     def micro_loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
         """A micro-batch's share of the mean loss over the batch."""
         return loss_of(logits_BLV, targets_BL) / self.world.case.micro_batches
+
+    def bubble_formula(self) -> float:
+        return bubble_formula(self.world.size, self.world.case.micro_batches)
 
     def marks(self) -> list[Mark]:
         return self.timeline.marks()

@@ -27,13 +27,14 @@ from archbench.models.parallel._checkpoint import folder_on_disk
 from archbench.models.parallel._gate import EXACT, Bounds, judge_parameters
 from archbench.models.parallel._instruments import Report
 from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._schedule import bubble
+from archbench.models.parallel._wire import FLOAT_BYTES
 from archbench.nodes import Nodes
 from archbench.training import Outcome
 
 WITHIN_S = 300.0
 PAIRS = 3  # of an update by all ranks and one by a worker alone
 SEED = 1
-BYTES = 4  # of a number in float32
 STATE = 2  # AdamW's numbers for each parameter
 
 Metrics = dict[str, float]
@@ -44,12 +45,12 @@ def study(module: str, case: ParallelCase, ranks: Ranks, start: Start) -> Outcom
     """Everything beside the clock. Raises Wrong where parameters are not what they must be, or are lost on a disk."""
     tokens = make_inputs(replace(case, steps=1), SEED, BACKENDS[case.backend])[0]
     reports: list[Report] = ranks.ask("look", tokens, within_s=WITHIN_S)
-    metrics = memory(reports) | talk(reports)
+    metrics = memory(reports) | talk(reports) | idle(reports)
     metrics["parameter_error"] = parameter_error(module, case, ranks, tokens)
     metrics |= checkpoint(ranks)
     metrics |= cost(case, ranks, start, tokens)
     metrics["first_step_s"] = first_step_s(module, ranks, start, tokens)
-    own = {"own_time_s": [(float(rank), median(_own(report))) for rank, report in enumerate(reports)]}
+    own = {"own_time_s_over_rank": [(float(rank), median(_own(report))) for rank, report in enumerate(reports)]}
     return Outcome(metrics, own if len(reports) > 1 else {}, spans(reports))
 
 
@@ -64,7 +65,7 @@ def memory(reports: Sequence[Report]) -> Metrics:
     weights = [report.weights_formula for report in reports if report.weights_formula is not None]
     if weights:
         for kind, numbers in (("parameters", 1), ("gradients", 1), ("optimizer", STATE)):
-            found[f"{kind}_formula_bytes"] = BYTES * numbers * max(weights)
+            found[f"{kind}_formula_bytes"] = FLOAT_BYTES * numbers * max(weights)
     return found
 
 
@@ -81,7 +82,7 @@ def talk(reports: Sequence[Report]) -> Metrics:
         found["wire_formula_bytes"] = max(formula)
     shares = [sum(report.exposed_s) / sum(report.profiled_s) for report in reports]
     found["exposed_communication_share"] = max(shares)
-    found["exposed_communication_mean"] = fmean(shares)
+    found["mean_exposed_communication_share"] = fmean(shares)
     found["slowest_rank"] = slowest([median(_own(report)) for report in reports])
     return found
 
@@ -95,6 +96,18 @@ def slowest(own_s: Sequence[float]) -> float:
     """The largest of the ranks' own times, in medians of the others'."""
     *others, largest = sorted(own_s)
     return largest / median(others)
+
+
+def idle(reports: Sequence[Report]) -> Metrics:
+    """The bubble of a pipeline, the median of the plain updates, and what the formula says of it."""
+    formula = reports[0].bubble_formula
+    if formula is None:
+        return {}
+    updates = range(len(reports[0].marks))
+    return {
+        "bubble_share": median(bubble([report.marks[update] for report in reports]) for update in updates),
+        "bubble_formula": formula,
+    }
 
 
 def spans(reports: Sequence[Report]) -> list[Span]:

@@ -89,6 +89,10 @@ class Trainer(ABC):
         """Numbers of parameters this rank holds, as a formula has it; None where there is none."""
         return None
 
+    def bubble_formula(self) -> float | None:
+        """The share of idle time of a pipeline whose pieces are equally long; None where there is no pipeline."""
+        return None
+
     def shards(self) -> Iterator[Shard]:
         """What this rank holds. Every number of the model is on some rank, as often as ``copies`` says."""
         return shards_of(self.model, self.world.size)
@@ -115,6 +119,9 @@ class Replicas(Trainer):
     def wrapped(self, model: nn.Module) -> nn.Module:
         """What is called in the model's place. It may also change the model itself."""
         return model
+
+    def weights_formula(self) -> float:
+        return float(sum(parameter.numel() for parameter in self.model.parameters()))
 
     def step(self, batch: Tensor) -> Tensor:
         own = self.world.own(batch)

@@ -22,6 +22,8 @@ from archbench.models.parallel._profile import Event
 _SENT = struct.Struct("<QQ")  # bytes sent, and sent again
 _SENT_AT = 200  # where they are in struct tcp_info, since Linux 4.19
 
+FLOAT_BYTES = 4  # of a number in float32
+
 # What a rank of n sends of a message, in its size: the larger of what goes in and what comes out.
 RING = {
     "allreduce": lambda n: 2 * (n - 1) / n,

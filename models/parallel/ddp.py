@@ -9,12 +9,16 @@ from torch.nn.parallel import DistributedDataParallel
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
 from archbench.models.parallel._trainer import Replicas
+from archbench.models.parallel._wire import FLOAT_BYTES, RING
 from archbench.track import Contender
 
 
 class DataParallel(Replicas):
     def wrapped(self, model: nn.Module) -> nn.Module:
         return DistributedDataParallel(model)
+
+    def wire_formula(self) -> float:
+        return RING["allreduce"](self.world.size) * FLOAT_BYTES * self.weights_formula()
 
 
 trainer = DataParallel

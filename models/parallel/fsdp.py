@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
 from archbench.models.parallel._trainer import Replicas
+from archbench.models.parallel._wire import FLOAT_BYTES, RING
 from archbench.track import Contender
 
 
@@ -21,6 +22,13 @@ class FullySharded(Replicas):
         for part in model.children():
             fully_shard(part, mesh=mesh)
         return fully_shard(model, mesh=mesh)
+
+    def weights_formula(self) -> float:
+        return super().weights_formula() / self.world.size
+
+    def wire_formula(self) -> float:
+        """Parameters are gathered twice, gradients scattered once."""
+        return 3 * RING["allgather"](self.world.size) * FLOAT_BYTES * super().weights_formula()
 
 
 trainer = FullySharded
