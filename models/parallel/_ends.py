@@ -26,8 +26,8 @@ from archbench.track import Failed, Unavailable
 
 LAST_LINES = 5
 _LOST = re.compile(
-    r"gloo/transport|connection (was |refused|reset|closed)|broken pipe|closed by peer|remote process exited|recvvalue failed"
-    r"|sendbytes failed|failed to recv|socket timeout|distnetworkerror|diststoreerror|connectionclosederror",
+    r"gloo/transport|connection (was |refused|reset|closed)|broken pipe|closed by peer|remote process exited"
+    r"|recvvalue failed|sendbytes failed|failed to recv|socket timeout|distnetworkerror|diststoreerror",
     re.IGNORECASE,
 )
 _FULL = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "memoryerror")

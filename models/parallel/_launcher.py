@@ -154,7 +154,7 @@ def launch(spec: dict[str, Any], nodes: Nodes) -> End | None:
         elastic_launch(config=config, entrypoint=command)(*rest)
     except ChildFailedError as error:
         codes = {failed.pid: failed.exitcode for failed in error.failures.values()}
-    except Exception as error:  # the rendezvous, a signal: whatever it was, the driver is told
+    except Exception as error:  # noqa: BLE001 - the rendezvous, a signal: whatever it was, the driver is told
         return End(rank=None, node=nodes.rank, said=told(error))
     asked_to = not codes and not any(folder.glob("end-*.json"))
     return None if asked_to else first(gathered(folder, nodes.rank, codes, watch.ended_s))

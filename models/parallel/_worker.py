@@ -3,8 +3,8 @@
 Importing torch takes seconds, in which a process can be killed or left alone like at any other time. So what makes
 it findable comes first, and the work (``_member.py``) after it.
 
-The elastic rendezvous numbers hosts by their addresses, as they sort. The driver talks to rank 0, so that must be on the
-first host: ranks are numbered by the host's own number instead.
+The elastic rendezvous numbers hosts by their addresses, as they sort. The driver talks to rank 0, so that must be on
+the first host: ranks are numbered by the host's own number instead.
 """
 
 from __future__ import annotations

@@ -164,24 +164,38 @@ def run(
         Path | None,
         typer.Option("--trace", resolve_path=True, help="Trace a call of each cell into this folder: docs/traces.md."),
     ] = None,
+    nnodes: Annotated[
+        int, typer.Option("--nnodes", help="Hosts the ranks are spread over: docs/several-hosts.md.")
+    ] = 1,
+    node_rank: Annotated[int, typer.Option("--node-rank", help="This host's number; 0 measures.")] = 0,
+    rdzv_endpoint: Annotated[
+        str, typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where the first host is met.")
+    ] = "",
 ) -> None:
     """Measure on this machine (asv run on the current environment) and print the table.
 
     Ctrl-C, SIGTERM and SIGHUP end it with 130; the cells that are finished are kept. With --keep-in they stay in that
     folder, after a loss of power too, and the same command goes on there. A board that is not ready (a weak supply,
     heat, a slow governor, a clock nobody sets) is refused with what mends it.
+
+    With --nnodes the same command runs on every host, each with its own --node-rank: all but the first follow it.
     """
     from archbench.hardware.detect import default_device, detect, place
     from archbench.hardware.preflight import fact, preflight
-    from archbench.harness import front
+    from archbench.harness import front, hosts
     from archbench.harness import trace as traces
     from archbench.harness.configuration import results_dir
     from archbench.harness.plan import plan
     from archbench.harness.processes import interruptible
     from archbench.harness.session import find_configuration
+    from archbench.nodes import Nodes
 
     progress = _Progress()
     try:
+        nodes = Nodes(nnodes, node_rank, rdzv_endpoint)
+        if nodes.rank:
+            with interruptible():
+                raise typer.Exit(hosts.follow(nodes, select(tuple(targets or ())), lambda: _say(WAITING)))
         configuration = find_configuration(Path.cwd())
         host = detect()
         wanted = plan(tuple(targets or ()), tuple(case or ()), place(host, default_device(host)), within)
@@ -192,7 +206,7 @@ def run(
             _say(str(obstacle))
         if obstacles and not force:
             fail(NOT_READY)
-        with interruptible(), traces.asked_for(trace):
+        with interruptible(), traces.asked_for(trace), hosts.led(nodes, wanted.cases, _say):
             outcome = front.run(
                 wanted,
                 configuration,

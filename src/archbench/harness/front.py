@@ -34,6 +34,7 @@ from archbench.harness.plan import Plan
 from archbench.harness.processes import own_session
 from archbench.harness.resume import claim, continued, release
 from archbench.harness.session import CONFIGURATION, FORCED, RUN_FILE, versions
+from archbench.nodes import Nodes
 
 Progress = Callable[[int, int, Cell | None], None]
 
@@ -102,7 +103,7 @@ def run(
     goes on there where it was cut off, and merges nothing before it is whole. Every row says what was ``forced``.
     """
     host = detect()
-    machine = machine_name(host, default_device(host))
+    machine = Nodes.told().name(machine_name(host, default_device(host)))
     repository = own_repository(configuration)
     head = repository.head()
     results = into or results_dir(configuration)

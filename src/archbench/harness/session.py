@@ -42,6 +42,7 @@ from archbench.harness.repository import Repository
 from archbench.harness.resume import continued
 from archbench.harness.survey import describe
 from archbench.names import is_safe_name
+from archbench.nodes import Nodes
 from archbench.track import Device, Place
 
 PACKAGES = (
@@ -147,7 +148,8 @@ def open_run(configuration: Path) -> Session:
     """
     host = detect()
     device = default_device(host)
-    machine = machine_name(host, device)
+    nodes = Nodes.told()
+    machine = nodes.name(machine_name(host, device))
     if not is_safe_name(machine):
         raise ValueError(f"{machine!r} cannot be a machine name: letters, digits and . _ + - only")
     # asv's own environments install the commit they name; the current environment has to be looked at.
@@ -170,7 +172,7 @@ def open_run(configuration: Path) -> Session:
             dirty=dirty,
             started=now.isoformat(timespec="seconds"),
             device=device,
-            host=host.facts(),
+            host=host.facts() | nodes.facts(),
             ceilings=measured_ceilings(host, device),
             profile=profile.id if profile else None,
             versions=versions(host),
