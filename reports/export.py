@@ -17,8 +17,11 @@ from archbench.formatting import quantity, ratio, seconds, significant
 from archbench.reports.load import Problem
 from archbench.reports.row import Row
 from archbench.reports.rows import Results, load
+from archbench.reports.words import said, words
 
 SCHEMA = 1
+# The metrics that are columns of their own wherever rows are shown; a track may add others.
+MAIN = ("latency_s", "slowdown", "peak_bytes", "error", "energy_j")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -105,6 +108,12 @@ def _quality(row: Row) -> str:
     return f"{row.quality_name} {with_interval(row.metrics.get(row.quality))}" if row.quality in row.metrics else ""
 
 
+def also(row: Row) -> list[str]:
+    """What a row holds beside the columns every track has, in words: "bubble share 20.3 %"."""
+    kept = sorted(name for name in row.metrics if name not in (*MAIN, row.quality))
+    return [f"{words(name)} {said(name, row.metrics[name])}" for name in kept]
+
+
 def rank_text(rank: Sequence[int] | None) -> str:
     """``1``, ``2-4``, or nothing."""
     if rank is None:
@@ -113,15 +122,16 @@ def rank_text(rank: Sequence[int] | None) -> str:
 
 
 def as_markdown(results: Results) -> str:
-    """A table for people: formatted numbers."""
-    lines = [
-        (
-            "| machine | commit | track | case | rank | contender | time | slowdown | quality "
-            "| of limit | memory | status |"
-        ),
-        "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in results.all_rows():
+    """A table for people: formatted numbers. Its last column is there where a row has metrics of its track's own."""
+    rows = list(results.all_rows())
+    more = any(also(row) for row in rows)
+    head = (
+        "| machine | commit | track | case | rank | contender | time | slowdown | quality "
+        "| of limit | memory | status |"
+    )
+    rule = "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|"
+    lines = [head + " also measured |", rule + "---|"] if more else [head, rule]
+    for row in rows:
         time, slowdown, peak = (row.metrics.get(name) for name in ("latency_s", "slowdown", "peak_bytes"))
         cells = [
             row.machine,
@@ -136,6 +146,7 @@ def as_markdown(results: Results) -> str:
             f"{row.limit_fraction:.0%}" if row.limit_fraction is not None else "",
             quantity(peak.value, "B") if peak else "",
             row.status if not row.reason else f"{row.status}: {row.reason}",
+            *([", ".join(also(row))] if more else []),
         ]
         lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
     return "\n".join(lines) + "\n"

@@ -15,8 +15,9 @@ from typing import Any
 from archbench.cells import Metric, Scalar
 from archbench.formatting import quantity, ratio, seconds
 from archbench.reports.charts import RatioScale
-from archbench.reports.export import rank_text, with_interval
+from archbench.reports.export import also, rank_text, with_interval
 from archbench.reports.row import Row, is_rankable
+from archbench.reports.words import is_share, words
 
 HTML_ROWS = 100
 TEXTS: dict[str, Callable[[Row], str]] = {
@@ -34,7 +35,6 @@ TEXTS: dict[str, Callable[[Row], str]] = {
     "verified": lambda row: row.verified.words if row.verified else "",
 }
 SIGNED = "the run came in a commit that this machine's key signed, and is still what was signed"
-KNOWN_METRICS = ("latency_s", "slowdown", "peak_bytes", "error", "energy_j")
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,7 @@ def line(row: Row, scale: RatioScale, leads: bool = False) -> Line:
     if slowdown is not None:
         low, high = slowdown.ci or (slowdown.value, slowdown.value)
         strip = (scale.at(low), scale.at(slowdown.value), scale.at(high))
-    others = [
-        f"{name} {quantity(m.value, m.unit)}"
-        for name, m in sorted(row.metrics.items())
-        if name not in (*KNOWN_METRICS, row.quality)
-    ]
+    others = also(row)
     return Line(
         row=row,
         rank=rank_text(row.rank),
@@ -206,6 +202,7 @@ def _columnar(rows: Sequence[Row], cases: Mapping[str, Mapping[str, Scalar]]) ->
         "limit_fraction": _same([row.limit_fraction for row in rows]),
         "repeat": _same([bool(row.reproduce) for row in rows]),
         "metrics": {name: _metric([row.metrics.get(name) for row in rows]) for name in names},
+        "words": {name: [words(name), is_share(name)] for name in names},
     }
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from archbench.cells import SCHEMA, Cell, Data, Duel, Metric, Record, Run, Started, TrackNote
 from archbench.names import is_safe_name, legible
+from archbench.reports.timelines import check_timeline
 from archbench.stats import Interval, control_log_ratios, hodges_lehmann, log_ratios, median_interval
 from archbench.training import SUFFIXES, over_seeds
 
@@ -34,6 +35,7 @@ MAX_CONTENDERS = 500  # of a track
 MAX_AXES = 40  # of a case
 MAX_METRICS = 40  # of a cell, its curves included
 MAX_CURVE = 20_000  # points of a curve
+MAX_STACKS = 8  # of a track
 MAX_POINTS = 100_000  # values of one asv file: few parameters span a product of millions
 MAX_PARAMETER = 2000  # asv writes the repr of an object
 MAX_BLOCKS = 1000
@@ -75,6 +77,10 @@ def check_record(record: Record) -> None:
             raise ValueError(f"quality {record.quality!r} is a number that every cell has, or a ratio of the board's")
         _few("cases", len(record.cases), MAX_CASES)
         _few("contenders", len(record.contenders), MAX_CONTENDERS)
+        _few("stacks", len(record.stacks), MAX_STACKS)
+        for title, parts in record.stacks.items():
+            _names("stack", [title, *parts])
+            _few("parts of a stack", len(parts), MAX_METRICS)
         for axes in record.cases.values():
             _few("axes of a case", len(axes), MAX_AXES)
             _facts(axes)
@@ -131,6 +137,9 @@ def check_cell(cell: Cell) -> None:
         _few("points of a curve", len(curve), MAX_CURVE)
         if not all(abs(x) <= CURVE for point in curve for x in point):  # not NaN either
             raise ValueError("a curve is not finite, or beyond 1e30")
+    if cell.spans and cell.status != "ok":
+        raise ValueError(f"status {cell.status} with a timeline: it needs a right answer")
+    check_timeline(cell.spans)
     _few("metrics with samples", len(cell.samples), MAX_METRICS)
     for name, values in cell.samples.items():
         _check_samples(name, values, cell.metrics.get(name))

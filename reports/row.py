@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from archbench.cells import ContenderNote, Metric, Scalar, Status
+from archbench.cells import ContenderNote, Metric, Scalar, Span, Status
 from archbench.reports.proofs import Proof
 
 
@@ -35,6 +35,7 @@ class Row:
     note: ContenderNote = field(default_factory=ContenderNote)
     energy_trust: str | None = None
     series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)  # curves: loss over step
+    spans: Sequence[Span] = ()  # a timeline of one call
     samples: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # a metric's values by seed
     quality: str = ""  # the metric that ranks, where it is not the time
     verified: Proof | None = None  # that its run came signed by its machine

@@ -182,6 +182,7 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             note=note.contenders.get(cell.contender, ContenderNote()) if note else ContenderNote(),
             energy_trust=cell.energy_trust,
             series=cell.series,
+            spans=cell.spans,
             samples=cell.samples,
             quality=note.quality if note else "",
             verified=file.verified,

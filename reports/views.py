@@ -1,4 +1,4 @@
-"""What the pages say, computed from rows: standings, winners, sentences, machines. Pure data, no HTML."""
+"""What the pages say, computed from rows: standings, winners, sentences. Pure data, no HTML."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from archbench.cells import Run, Scalar
-from archbench.formatting import quantity, ratio, significant
-from archbench.reports.charts import Chart, RatioScale
+from archbench.cells import Scalar, TrackNote
+from archbench.formatting import ratio, significant
+from archbench.reports.charts import Chart, RatioScale, looks
 from archbench.reports.charts.curves import curves
 from archbench.reports.charts.heat import Heat, heat
 from archbench.reports.charts.pareto import pareto
 from archbench.reports.charts.scaling import scaling
+from archbench.reports.charts.stacked import Stack, stacks
+from archbench.reports.charts.timeline import Timeline, timelines
 from archbench.reports.export import rank_text
-from archbench.reports.proofs import Proof
+from archbench.reports.instruments import Instruments, instruments
 from archbench.reports.rank import band, log_interval, overall
 from archbench.reports.row import Row, is_crowded, is_rankable
-from archbench.reports.rows import Results
 from archbench.stats import Interval, geometric_mean
 
 
@@ -61,8 +62,16 @@ class TrackBoard:
     one: float  # where 1x is on the strips of the standings
     heats: list[tuple[str, Heat]]  # what it shows, and the table
     charts: list[Chart]
+    timelines: list[Timeline]
+    stacks: list[Stack]
+    instruments: list[Instruments]  # what was measured beside time, memory and error, a table per case
     rows: list[Row]
     others: list[tuple[str, str, int]]  # other commits on this machine: commit, date, rows
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it has pictures whose boxes are hatched."""
+        return bool(self.timelines or self.stacks)
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,15 @@ def current(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.commit == commit]
 
 
-def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, Mapping[str, Scalar]]) -> TrackBoard:
-    """The board of one track on one machine; ``rows`` are of all its commits, ``table`` of the one it shows."""
+def track_board(
+    rows: Sequence[Row], table: list[Standing], note: TrackNote | None = None, looked: Mapping[str, int] | None = None
+) -> TrackBoard:
+    """The board of one track on one machine; ``rows`` are of all its commits, ``table`` of the one it shows.
+
+    ``looked``: what contenders look like in charts, where several boards share a page.
+    """
+    cases: Mapping[str, Mapping[str, Scalar]] = note.cases if note else {}
+    item = note.item if note else "call"
     shown = current(rows)
     first = shown[0]
     newest = max(shown, key=lambda row: row.run)
@@ -119,7 +135,8 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
     counts = Counter(row.commit for row in rows)
     dates = {row.commit: row.date[:10] for row in rows}
     costs = ([first.ranking] if first.quality else []) + ["peak_bytes", "energy_j"]
-    candidates = [*(pareto(shown, name) for name in costs), scaling(cases, shown), *curves(shown)]
+    seen = looks(shown) if looked is None else looked
+    charts = [*(pareto(shown, name, seen) for name in costs), scaling(cases, shown, seen, item), *curves(shown, seen)]
     order = [s.name for s in table]
     pictures = [(first.quality_name, heat(shown, order, cases, first.ranking))] if first.quality else []
     pictures.append(("slowdown", heat(shown, order, cases)))
@@ -138,7 +155,10 @@ def track_board(rows: Sequence[Row], table: list[Standing], cases: Mapping[str, 
         standings=table,
         one=scale.at(1.0),
         heats=[(what, picture) for what, picture in pictures if picture is not None],
-        charts=[chart for chart in candidates if chart is not None],
+        charts=[chart for chart in charts if chart is not None],
+        timelines=timelines(shown, cases, order),
+        stacks=stacks(shown, cases, note.stacks if note else {}),
+        instruments=instruments(shown, cases, order, item),
         rows=shown,
         others=[(commit, dates[commit], counts[commit]) for commit in newest_commits(rows) if commit != first.commit],
     )
@@ -275,49 +295,3 @@ def _against(rows: Sequence[Row], slower: str, faster: str) -> str:
             logs[row.contender][row.case] = math.log(row.metrics[row.ranking].value)
     shared = logs[slower].keys() & logs[faster].keys()
     return f"{significant(math.exp(sum(logs[slower][c] - logs[faster][c] for c in sorted(shared)) / len(shared)))}×"
-
-
-@dataclass(frozen=True)
-class MachineView:
-    """A machine's page."""
-
-    name: str
-    kind: str
-    facts: list[tuple[str, str]]
-    ceilings: list[tuple[str, str, str, str, str, str]]
-    runs: list[Run]
-    tracks: list[str]
-    proofs: dict[str, Proof]  # by run
-
-
-def machine_kind(results: Results, name: str) -> str:
-    """``gpu``, ``board`` (a single-board computer) or ``cpu``, by the newest run's facts; empty where there is none."""
-    runs = [run for run in results.runs if run.machine == name]
-    if not runs:
-        return ""
-    if runs[-1].device == "cuda":
-        return "gpu"
-    return "board" if any(key.startswith("board.") for key in runs[-1].host) else "cpu"
-
-
-def machine_view(results: Results, name: str) -> MachineView:
-    """Facts and ceilings of the newest run on a machine; asv's own facts where there is no run of ours."""
-    runs = [run for run in results.runs if run.machine == name]
-    known = results.machines.get(name, {})
-    facts: dict[str, Scalar] = {k: v for k, v in known.items() if isinstance(v, str) and k != "machine"}
-    ceilings: list[tuple[str, str, str, str, str, str]] = []
-    if runs:
-        facts = {**runs[-1].host, "device": runs[-1].device, "profile": runs[-1].profile or ""}
-        for c in runs[-1].ceilings:
-            share = f"{c.value / c.datasheet:.0%}" if c.datasheet else ""
-            sheet = quantity(c.datasheet, c.unit) if c.datasheet else ""
-            threads = "" if c.threads is None else str(c.threads)
-            ceilings.append((c.name, c.dtype or "", threads, quantity(c.value, c.unit), sheet, share))
-    shown = [
-        (key, quantity(value, "B") if key.endswith("bytes") and isinstance(value, int) else str(value))
-        for key, value in facts.items()
-        if value not in ("", None)
-    ]
-    tracks = sorted({row.track for row in results.rows if row.machine == name})
-    proofs = {run: proof for (machine, run), proof in results.proofs.items() if machine == name}
-    return MachineView(name, machine_kind(results, name), shown, ceilings, list(reversed(runs)), tracks, proofs)

@@ -21,6 +21,8 @@ from archbench.cells import (
     Metric,
     Record,
     Run,
+    Scalar,
+    Span,
     Started,
     TrackNote,
     encode,
@@ -222,4 +224,92 @@ def study(folder: Path) -> Path:
             trained("lost", [0.201, 0.208, 0.223], 1.1, case="text-len512"),
         ],
     )
+    return folder
+
+
+def pipeline_spans(ranks: int, parts: int, *, one_f_one_b: bool = False, forward: float = 0.004) -> list[Span]:
+    """The timeline of a pipeline by its rule: all forward, then all back, or one of each as soon as there is one."""
+    backward = 2 * forward
+    done: dict[tuple[int, str, int], float] = {}
+    spans: list[Span] = []
+    queues = []
+    for rank in range(ranks):
+        warm = min(parts, ranks - rank) if one_f_one_b else parts
+        todo = [("forward", i) for i in range(warm)]
+        for i in range(parts):
+            todo += [("backward", i), *([("forward", i + warm)] if i + warm < parts else [])]
+        queues.append(todo)
+    clock = [0.0] * ranks
+    while any(queues):
+        for rank, todo in enumerate(queues):
+            if todo:
+                what, part = todo[0]
+                after = rank - 1 if what == "forward" else rank + 1
+                ready = done.get((after, what, part)) if 0 <= after < ranks else 0.0
+                if ready is not None:
+                    start = max(clock[rank], ready)
+                    clock[rank] = start + (forward if what == "forward" else backward)
+                    done[rank, what, part] = clock[rank]
+                    spans.append(Span(f"rank {rank}", what, start, clock[rank], part))
+                    del todo[0]
+    stop = max(clock)
+    return [
+        *spans,
+        *(Span(f"rank {rank}", "wait", clock[rank], stop) for rank in range(ranks) if clock[rank] < stop),
+        *(Span(f"rank {rank}", "update", stop, stop + forward / 2) for rank in range(ranks)),
+    ]
+
+
+def instrumented(contender: str, slowdown: float, parts: int, scale: float = 1.0, **changes: object) -> Cell:
+    """An ok cell of the track ``training`` with numbers of its own, as its instruments would give them."""
+    mib = float(1 << 20)
+    sizes = {"parameters": 25.4, "gradients": 25.4, "optimizer": 50.8, "activations": 61.0}
+    numbers = {f"{name}_bytes": size * mib * (scale if name != "activations" else 1.2) for name, size in sizes.items()}
+    numbers |= {f"{name}_formula_bytes": 25.3 * k * mib * scale for name, k in (("parameters", 1), ("optimizer", 2))}
+    numbers |= {
+        "gradients_formula_bytes": 25.3 * mib * scale,
+        "wire_bytes": 25.6 * mib,
+        "wire_formula_bytes": 25.3 * mib,
+    }
+    numbers |= {"exposed_communication_share": 0.0312, "slowest_rank": 1.04, "first_step_s": 3.4, "checkpoint_s": 0.31}
+    numbers |= {"cost_of_parallelism": 1.21 * slowdown, "parameter_error": 3.1e-7}
+    spans: list[Span] = []
+    if contender.startswith(("gpipe", "one")):
+        spans = pipeline_spans(2, parts, one_f_one_b=contender == "one_f_one_b")
+        numbers |= {"bubble_share": 1 / (parts + 1) + 0.021, "bubble_formula": 1 / (parts + 1)}
+    timed = cell(contender, slowdown, f"l8-d256-len128-b16-m{parts}-w2-gloo")
+    found = {name: over_seeds(name, [value]) for name, value in numbers.items()}
+    return msgspec.structs.replace(
+        timed, track="training", metrics=timed.metrics | found, spans=spans, limit_fraction=0.31, **changes
+    )
+
+
+def instruments(folder: Path) -> Path:
+    """A track whose cells carry a dozen metrics, timelines, stacks and a curve of memory over batch."""
+    parts = (2, 4, 8, 16)
+    names = {"base": 1.0, "single": 1.0, "fsdp": 0.52, "gpipe": 0.5, "one_f_one_b": 0.5, "tensor_parallel": 0.51}
+    cases: dict[str, dict[str, Scalar]] = {
+        f"l8-d256-len128-b16-m{m}-w2-gloo": {"layers": 8, "micro_batches": m, "batch": 16} for m in parts
+    }
+    told = TrackNote(
+        track="training",
+        question="Which way of cutting up training is fastest at equal updates?",
+        version="1",
+        baseline="base",
+        cases=cases,
+        contenders={name: ContenderNote(f"{name} in one line.") for name in names},
+        item="token",
+        stacks={
+            "memory of the largest rank": [
+                f"{kind}_bytes" for kind in ("parameters", "gradients", "optimizer", "activations")
+            ]
+        },
+    )
+    curve = {"peak_bytes_over_batch": [(float(b), (40.0 + 7 * b) * (1 << 20)) for b in (1, 2, 4, 8, 16, 24, 28, 30)]}
+    cells = [
+        instrumented(name, 1.0 + i / 9 + m / 80, m, scale, **({"series": curve} if m == 2 and i < 3 else {}))
+        for m in parts
+        for i, (name, scale) in enumerate(names.items())
+    ]
+    write(folder, [run(), told, *cells])
     return folder

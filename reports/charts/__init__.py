@@ -7,7 +7,7 @@ colour is never alone; the palette is Okabe and Ito's, which colour-blind reader
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from archbench.reports.row import Row
@@ -82,6 +82,7 @@ def y_scale(low: float, high: float) -> LogScale:
 
 
 EVEN_STEPS = 6
+LEAST_STEP = 1e-300  # of an axis: below it a float has no powers
 
 
 def ticks(low: float, high: float, base: float = 10.0) -> list[float]:
@@ -95,6 +96,19 @@ def ticks(low: float, high: float, base: float = 10.0) -> list[float]:
         step = next(m * p for p in powers for m in (1, 2, 5) if m * p * EVEN_STEPS >= high - low)
         found = [round(step * i, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return found
+
+
+def even_ticks(high: float, unit: str = "", most: int = EVEN_STEPS, low: float = 0.0) -> list[float]:
+    """Round numbers from ``low`` to ``high`` on a linear axis, at most about ``most``; bytes in powers of two."""
+    wanted = (high - low) / most
+    if not wanted > LEAST_STEP:
+        return [low]
+    if unit == "B":
+        step = 2.0 ** math.ceil(math.log2(wanted))
+    else:
+        power = 10.0 ** math.floor(math.log10(wanted))
+        step = next((m * power for m in (1, 2, 5) if m * power >= wanted * 0.999), 10 * power)
+    return [step * i for i in range(math.ceil(low / step * 0.999999), math.floor(high / step * 1.000001) + 1)]
 
 
 def spread(wanted: Sequence[float], gap: float = 15) -> list[float]:
@@ -126,8 +140,19 @@ def _label(name: str, aside: bool) -> str:
     return (name if len(name) <= room else f"{name[: room - 1]}\u2026") + said
 
 
+def looks(rows: Iterable[Row]) -> dict[str, int]:
+    """A number for each contender that was measured, from which its colour, dash and marker follow.
+
+    The baseline is first, the others follow by name, so that a contender looks the same in every chart of a page.
+    """
+    measured = {row.contender: row.baseline for row in rows if row.status == "ok"}
+    return {name: i for i, name in enumerate(sorted(measured, key=lambda name: (name != measured[name], name)))}
+
+
 def drawn(
-    series: Sequence[tuple[str, list[tuple[float, float, str]]]], aside: Collection[str] = frozenset()
+    series: Sequence[tuple[str, list[tuple[float, float, str]]]],
+    looks: Mapping[str, int],
+    aside: Collection[str] = frozenset(),
 ) -> list[Line]:
     """Lines with their looks and label heights; ``series`` is ordered by where each line ends, highest first.
 
@@ -141,12 +166,12 @@ def drawn(
             _label(name, name in aside),
             points,
             points[:: -max(1, -(-len(points) // MARKED))][::-1],
-            i % COLOURS,
-            ASIDE_DASH if name in aside else i // COLOURS % DASHES,
-            MARKERS[i % len(MARKERS)],
-            labels[i + without],
+            looks[name] % COLOURS,
+            ASIDE_DASH if name in aside else looks[name] // COLOURS % DASHES,
+            MARKERS[looks[name] % len(MARKERS)],
+            label_y,
         )
-        for i, (name, points) in enumerate(series, start=-without)
+        for label_y, (name, points) in zip(labels, series, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from archbench.formatting import significant
 from archbench.reports.charts import ACROSS, UPRIGHT, Chart, drawn, few, noted, ticks, x_scale, y_scale
@@ -18,7 +18,7 @@ LABELS = {"peak_bytes": "memory", "energy_j": "energy"}  # others by their name:
 MIN_CONTENDERS = 3
 
 
-def pareto(rows: Sequence[Row], metric: str) -> Chart | None:
+def pareto(rows: Sequence[Row], metric: str, looks: Mapping[str, int]) -> Chart | None:
     """Slowdown (x) against another metric (y), both relative to the baseline; lower left is better.
 
     None where fewer than three contenders share the baseline's cases, or nobody differs in the metric.
@@ -36,7 +36,7 @@ def pareto(rows: Sequence[Row], metric: str) -> Chart | None:
         for name, (a, b) in relative.items()
     ]
     series.sort(key=lambda entry: (entry[1][0][1], entry[0]))
-    lines = drawn(series)
+    lines = drawn(series, looks)
     return Chart(
         title=f"{label.capitalize()} against time",
         note=noted(

@@ -32,7 +32,9 @@ def axis_and_cases(cases: Mapping[str, Mapping[str, Scalar]]) -> tuple[str, list
     return best
 
 
-def scaling(cases: Mapping[str, Mapping[str, Scalar]], rows: Sequence[Row]) -> Chart | None:
+def scaling(
+    cases: Mapping[str, Mapping[str, Scalar]], rows: Sequence[Row], looks: Mapping[str, int], item: str = "call"
+) -> Chart | None:
     """One line per contender, both axes logarithmic; None where the measured cases have no axis to scale along."""
     measured = [row for row in rows if row.status == "ok" and "latency_s" in row.metrics and row.case in cases]
     found = axis_and_cases({slug: cases[slug] for slug in {row.case for row in measured}})
@@ -61,13 +63,14 @@ def scaling(cases: Mapping[str, Mapping[str, Scalar]], rows: Sequence[Row]) -> C
             points.append((x.at(values[row.case]), y.at(time), said))
         series.append((name, points))
     series.sort(key=lambda entry: (entry[1][-1][1], entry[0]))
-    fixed = ", ".join(f"{k} {v}" for k, v in sorted(cases[slugs[0]].items()) if k != axis)
-    lines = drawn(series, {row.contender for row in chosen if row.note.differs is not None})
+    named = axis.replace("_", " ")
+    fixed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(cases[slugs[0]].items()) if k != axis)
+    lines = drawn(series, looks, {row.contender for row in chosen if row.note.differs is not None})
     return Chart(
-        title=f"Time over {axis}",
+        title=f"Time over {named}",
         note=noted(f"Both axes logarithmic; {fixed}." if fixed else "Both axes logarithmic.", lines),
-        x_label=axis,
-        y_label="time a call",
+        x_label=named,
+        y_label=f"time a {item}",
         lines=lines,
         guide=[(x.at(values[slug]), y.at(floors[slug])) for slug in slugs if slug in floors],
         guide_label="limit of this machine",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archbench.reports import views
+from archbench.reports.machines import machine_kind
 from archbench.reports.pages import Board, Output, card, digest, explore
 from archbench.reports.pages.html import render
 
@@ -28,7 +29,7 @@ def outputs(board: Board) -> Iterator[Output]:
     machines = [
         Section(
             name,
-            views.machine_kind(results, name),
+            machine_kind(results, name),
             [
                 views.winner(rows, board.standings(track, name, views.main_commit(rows)))
                 for (track, machine), rows in board.by_track_and_machine.items()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from archbench.reports import views
+from archbench.reports import machines
 from archbench.reports.pages import Board, Output, digest
 from archbench.reports.pages.html import page_name, render
 
 
 def outputs(board: Board) -> Iterator[Output]:
     for name in board.machines:
-        view = views.machine_view(board.results, name)
+        view = machines.machine_view(board.results, name)
         path = f"machine/{page_name(name)}.html"
         yield Output(
             path,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from archbench.cells import TrackNote
 from archbench.reports import views
+from archbench.reports.charts import looks
 from archbench.reports.export import csv_of
 from archbench.reports.grid import grid
 from archbench.reports.markup import markup
@@ -36,8 +37,9 @@ def _shown(rows: list[Row]) -> list[Row]:
 
 def _page(board: Board, track: str, rows: list[Row], note: TrackNote | None) -> bytes:
     cases = note.cases if note else {}
+    looked = looks(_shown(rows))
     boards = [
-        views.track_board(own, board.standings(track, machine, views.main_commit(own)), cases)
+        views.track_board(own, board.standings(track, machine, views.main_commit(own)), note, looked)
         for machine, own in _machines(rows).items()
     ]
     boards.sort(key=lambda b: (b.machine != board.here, b.machine))

@@ -14,13 +14,18 @@
   const metric = (name, i, part) => (data.metrics[name] ? at(data.metrics[name][part || "value"], i) : null);
   const summaries = new Map(data.summaries);
 
-  const { significant, seconds, quantity, ratio, percent } = numbers;
+  const { significant, seconds, quantity, ratio, percent, share } = numbers;
   const rankText = (rank) => (rank === null ? "" : rank[0] === rank[1] ? String(rank[0]) : `${rank[0]}-${rank[1]}`);
   const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replace(/'/g, "'\"'\"'")}'`); // for a shell
   const command = (i) => (at(data.repeat, i) ? `archbench run ${quoted(`${text("track", i)}/${text("contender", i)}`)} --case ${quoted(text("case", i))}` : "");
   const printed = (name, i) => (metric(name, i) === null ? "" : quantity(metric(name, i), metric(name, i, "unit")));
   const known = new Set(["latency_s", "slowdown", "peak_bytes", "error", "energy_j"]);
   const others = Object.keys(data.metrics).filter((name) => !known.has(name));
+  // What a row holds beside the columns every track has, in words.
+  const also = (i) => others.filter((name) => name !== text("quality", i) && metric(name, i) !== null).map((name) => {
+    const [words, isShare] = data.words[name];
+    return `${words} ${isShare && metric(name, i, "unit") === "ratio" ? share(metric(name, i)) : printed(name, i)}`;
+  });
 
   // ---- columns: what a cell says, and what it sorts by
   const node = (name, className, content) => {
@@ -64,7 +69,7 @@
   const badge = (i) => {
     const made = [node("span", `badge s-${text("status", i)}`, text("status", i))];
     if (text("reason", i)) made.push(" ", node("span", "reason", text("reason", i)));
-    const more = others.filter((name) => name !== text("quality", i) && metric(name, i) !== null).map((name) => `${name} ${printed(name, i)}`);
+    const more = also(i);
     const said = node("span", "reason", more.join(", "));
     if (more.length > 2) {
       const folded = node("details", "more");
@@ -365,7 +370,7 @@
   more.addEventListener("click", () => { limit += STEP; drawBody(); });
 
   // ---- the current view as a file; see saving.js
-  const written = saving({ data, at, text, metric, printed, command, rankText });
+  const written = saving({ data, at, text, metric, printed, command, rankText, also });
   const types = { json: "application/json", csv: "text/csv", md: "text/markdown" };
   const download = (format) => {
     const link = node("a");

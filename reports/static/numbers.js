@@ -47,5 +47,6 @@ const numbers = (() => {
   const ratio = (value, low = null, high = null) =>
     `${significant(value)}×${low === null ? "" : ` (${significant(low)}-${significant(high)})`}`;
   const percent = (share) => `${whole(share * 100)}%`;
-  return { significant, seconds, size, quantity, ratio, percent };
+  const share = (value) => `${significant(100 * value)} %`;
+  return { significant, seconds, size, quantity, ratio, percent, share };
 })();

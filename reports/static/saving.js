@@ -1,6 +1,6 @@
 "use strict";
 // The view of a table as a file: the rows and numbers of `archbench export`, without the host.
-const saving = ({ data, at, text, metric, printed, command, rankText }) => {
+const saving = ({ data, at, text, metric, printed, command, rankText, also }) => {
   const { significant, seconds, ratio, percent } = numbers;
   const names = Object.keys(data.metrics).sort();
   const asRow = (i) => ({
@@ -41,13 +41,15 @@ const saving = ({ data, at, text, metric, printed, command, rankText }) => {
     },
     md: (rows) => {
       const plain = (value) => value.replace(/[\\`*_[\]<>|]/g, "\\$&").replace(/\s+/g, " ").trim();
+      const more = rows.some((i) => also(i).length);
       const lines = rows.map((i) => [text("machine", i), text("commit", i).slice(0, 8), text("track", i), text("case", i), rankText(at(data.rank, i)),
         text("contender", i), metric("latency_s", i) === null ? "" : seconds(metric("latency_s", i)),
         metric("slowdown", i) === null ? "" : ratio(metric("slowdown", i), metric("slowdown", i, "lo"), metric("slowdown", i, "hi")),
         quality(i), at(data.limit_fraction, i) === null ? "" : percent(at(data.limit_fraction, i)), printed("peak_bytes", i),
-        text("reason", i) ? `${text("status", i)}: ${text("reason", i)}` : text("status", i)]);
-      return ["| machine | commit | track | case | rank | contender | time | slowdown | quality | of limit | memory | status |",
-        "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|", ...lines.map((line) => `| ${line.map(plain).join(" | ")} |`)].join("\n") + "\n";
+        text("reason", i) ? `${text("status", i)}: ${text("reason", i)}` : text("status", i), ...(more ? [also(i).join(", ")] : [])]);
+      const head = "| machine | commit | track | case | rank | contender | time | slowdown | quality | of limit | memory | status |";
+      const rule = "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|";
+      return [...(more ? [`${head} also measured |`, `${rule}---|`] : [head, rule]), ...lines.map((line) => `| ${line.map(plain).join(" | ")} |`)].join("\n") + "\n";
     },
   };
   return (rows, format) => writers[format](rows);

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from archbench.reports.charts import BOTTOM, HEIGHT, LABELLED, TOP, UPRIGHT, drawn, few, noted, ticks
+from archbench.reports.charts import BOTTOM, HEIGHT, LABELLED, TOP, UPRIGHT, drawn, few, looks, noted, ticks
 from archbench.reports.charts.heat import heat
 from archbench.reports.charts.scaling import scaling
 from archbench.reports.rows import load
 from results_builder import note, small
 
 CASES = note().cases
+LOOKS = {f"c{i}": i for i in range(300)}
 
 
 def ending(*heights: float) -> list[tuple[str, list[tuple[float, float, str]]]]:
@@ -23,7 +24,7 @@ def ending(*heights: float) -> list[tuple[str, list[tuple[float, float, str]]]]:
 @pytest.mark.parametrize("count", [1, 17, 18, 19, 300])
 @pytest.mark.parametrize("height", [TOP, 150.0, HEIGHT - BOTTOM])
 def test_labels_stay_in_the_picture_and_apart(count: int, height: float) -> None:
-    lines = drawn(ending(*[height] * count))
+    lines = drawn(ending(*[height] * count), LOOKS)
     labels = [line.label_y for line in lines if line.label_y is not None]
     assert len(labels) == min(count, LABELLED)
     assert min(labels) >= TOP
@@ -33,13 +34,13 @@ def test_labels_stay_in_the_picture_and_apart(count: int, height: float) -> None
 
 
 def test_the_note_counts_what_has_no_label() -> None:
-    assert noted("A.", drawn(ending(*range(20, 38)))) == "A."
-    assert noted("", drawn(ending(*range(20, 43)))).startswith("5 of 23 contenders are grey")
+    assert noted("A.", drawn(ending(*range(20, 38)), LOOKS)) == "A."
+    assert noted("", drawn(ending(*range(20, 43)), LOOKS)).startswith("5 of 23 contenders are grey")
 
 
 def test_a_long_name_is_cut_and_whole_in_the_title() -> None:
     name = "x" * 300
-    (line,) = drawn([(name, [(1.0, 20.0, "")])])
+    (line,) = drawn([(name, [(1.0, 20.0, "")])], {name: 0})
     assert line.name == name
     assert len(line.label) == 33
 
@@ -63,7 +64,8 @@ def test_another_function_is_no_winner_in_the_heat_table(tmp_path: Path) -> None
 
 
 def test_another_function_is_named_so_beside_its_line(tmp_path: Path) -> None:
-    found = scaling(CASES, load(small(tmp_path)).rows)
+    rows = load(small(tmp_path)).rows
+    found = scaling(CASES, rows, looks(rows))
     assert found is not None
     lines = {line.name: line for line in found.lines}
     assert lines["other"].label == "other (another function)"

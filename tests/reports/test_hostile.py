@@ -370,7 +370,7 @@ def test_a_render_that_fails_leaves_the_old_board(tmp_path: Path, monkeypatch: p
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("archbench.reports.views.machine_view", full)
+    monkeypatch.setattr("archbench.reports.machines.machine_view", full)
     with pytest.raises(OSError, match="No space"):
         render(results, site)
     assert {p: p.read_bytes() for p in site.rglob("*.html")} == before

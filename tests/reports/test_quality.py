@@ -86,7 +86,7 @@ def test_the_page_shows_error_and_time_side_by_side(tmp_path: Path) -> None:
     assert "Test error against time" in page
     assert "Geometric mean of the test error against the baseline's, seed by seed" in page
     assert "Test error against the baseline: blue is lower" in page
-    assert "test_error: text-len128@abcdef01" in page
+    assert "Test error: text-len128@abcdef01" in page
     assert "Data <b>text</b>: made for this test" in page
     quick = (tmp_path / "site" / "contender" / "mixing" / "quick.html").read_text()
     assert '<th scope="col">Test error against baseline</th><th scope="col">Slowdown of a step</th>' in quick

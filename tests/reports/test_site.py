@@ -180,10 +180,10 @@ def test_a_case_of_one_contender_does_not_unrank_the_others(tmp_path: Path) -> N
     rows = load(tmp_path).rows
     table = {s.name: (s.place, s.coverage) for s in standings(rows)}
     assert table == {"fast": ("1", "1 of 1"), "base": ("2", "1 of 1"), "slow": ("3", "1 of 1")}
-    assert "fast is the fastest of 3 contenders over 1 case," in track_board(rows, standings(rows), {}).sentence
+    assert "fast is the fastest of 3 contenders over 1 case," in track_board(rows, standings(rows)).sentence
     write(tmp_path, [run(), note(), cell("base")])
     rows = load(tmp_path).rows
-    assert track_board(rows, standings(rows), {}).sentence == ""
+    assert track_board(rows, standings(rows)).sentence == ""
 
 
 def test_a_difference_within_the_noise_over_the_cases_ranks_nobody(tmp_path: Path) -> None:
