@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._model import language_model
 
-FORWARD, BACKWARD = "forward", "backward"
+FORWARD, AGAIN, BACKWARD = "forward", "again", "backward"
 Order = list[tuple[str, int]]  # what a stage does, and with which micro-batch
 SHAPES = [(stages, parts) for stages in (1, 2, 3, 4) for parts in (1, 2, 3, 4, 8, 9)]
 
@@ -35,7 +35,15 @@ def one_thread() -> Iterator[None]:
 
 
 def gpipe(stage: int, stages: int, parts: int) -> Order:
-    return [(FORWARD, m) for m in range(parts)] + [(BACKWARD, m) for m in range(parts)]
+    return [(FORWARD, m) for m in range(parts)] + [(BACKWARD, m) for m in reversed(range(parts))]
+
+
+def gpipe_again(stage: int, stages: int, parts: int) -> Order:
+    """Forgets all micro-batches but the last, which comes back first."""
+    order = [(FORWARD, m) for m in range(parts)] + [(BACKWARD, parts - 1)]
+    for m in reversed(range(parts - 1)):
+        order += [(AGAIN, m), (BACKWARD, m)]
+    return order
 
 
 def one_f_one_b(stage: int, stages: int, parts: int) -> Order:
@@ -65,12 +73,11 @@ def play(
     costs: list[int],
     backward: int = 2,
     transfer: int = 0,
-    ahead: int = 0,
 ) -> Played:
     """Stages work through their orders one thing at a time, as soon as what they need is there.
 
-    ``costs`` forward by stage, ``backward`` times as much back, of which ``ahead`` needs no gradient. A link between
-    two stages carries one message at a time in each direction.
+    ``costs`` forward by stage, ``backward`` times as much back; a forward that is done again needs nothing. A link
+    between two stages carries one message at a time in each direction.
     """
     stages = len(costs)
     arrived: dict[tuple[str, int, int], Fraction] = {}
@@ -85,17 +92,17 @@ def play(
         for stage in range(stages):
             while waiting[stage]:
                 what, part = waiting[stage][0]
-                edge = stage == (0 if what == FORWARD else stages - 1)
-                if not edge and (what, stage, part) not in arrived:
+                needs_none = what == AGAIN or stage == (0 if what == FORWARD else stages - 1)
+                if not needs_none and (what, stage, part) not in arrived:
                     break
-                there = Fraction(0) if edge else arrived[what, stage, part]
-                first = ahead if what == BACKWARD else 0
+                there = Fraction(0) if needs_none else arrived[what, stage, part]
                 takes = costs[stage] * (backward if what == BACKWARD else 1)
-                clocks[stage] = max(clocks[stage] + first, there) + takes - first
+                clocks[stage] = max(clocks[stage], there) + takes
                 busy += takes
-                neighbour = stage + (1 if what == FORWARD else -1)
-                links[what, stage] = max(links[what, stage], clocks[stage]) + transfer
-                arrived[what, neighbour, part] = links[what, stage]
+                if what != AGAIN:
+                    neighbour = stage + (1 if what == FORWARD else -1)
+                    links[what, stage] = max(links[what, stage], clocks[stage]) + transfer
+                    arrived[what, neighbour, part] = links[what, stage]
                 waiting[stage].pop(0)
                 moved = True
         assert moved, "nobody can go on"
@@ -167,11 +174,13 @@ def test_equation_23_work_of_doing_the_forward_again() -> None:
 def test_equation_24_the_forward_again_while_waiting() -> None:
     for stages, parts in SHAPES:
         for c in (1, 2, 3):
-            found = play(gpipe, parts, [5] * stages, c + 1, ahead=5)
-            assert found.idle == (stages - 1) / (stages - 1 + parts * Fraction(2 + c, 1 + c))
-            assert found.seconds <= play(gpipe, parts, [5] * stages, c + 1).seconds
-            lost = stages * found.seconds - found.busy
-            assert lost == stages * play(gpipe, parts, [5] * stages, c).seconds - stages * parts * 5 * (1 + c)
+            again, kept = play(gpipe_again, parts, [5] * stages, c), play(gpipe, parts, [5] * stages, c)
+            assert again.idle == (stages - 1) / (parts + stages - 1 + Fraction(parts - 1, 1 + c))
+            assert again.busy - kept.busy == stages * (parts - 1) * 5
+            assert stages * again.seconds - again.busy == stages * kept.seconds - kept.busy, "idle as long"
+            late = play(gpipe, parts, [5] * stages, c + 1)  # all of them, and only when the gradient has come
+            assert late.idle == kept.idle
+            assert again.seconds < late.seconds
 
 
 def test_equation_25_one_forward_one_backward_takes_as_long() -> None:
