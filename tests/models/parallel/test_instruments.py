@@ -1,0 +1,222 @@
+"""What ranks tell of themselves: replicas, shards, a pipeline, and one rank that is slower than the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("torch", reason="ranks train with torch")
+
+from archbench.checks import Wrong
+from archbench.models.parallel import TRACK, ParallelCase, make_inputs
+from archbench.models.parallel import _study as studies
+from archbench.models.parallel._build import Training
+from archbench.models.parallel._instruments import PLAIN, Report
+from archbench.models.parallel._memory import Kinds
+from archbench.models.parallel._ranks import Ranks
+from archbench.training import Outcome
+
+CASE: ParallelCase = TRACK.test_cases[0]
+TOKENS = make_inputs(CASE, 1, "cpu")[0]
+RANKS = 2
+PARAMETERS = 42_336  # numbers of the model at this case
+MODEL_BYTES = 4 * PARAMETERS
+HERE = Path(__file__).parent
+OVERHEAD = 0.02  # of gloo's messages, headers and the loss: small beside 165 KiB of gradients
+
+
+def started(module: str) -> Ranks:
+    return Ranks(module, CASE, RANKS)
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Outcome, Path]]:
+    """A whole study of ``ddp``, and the trace of a call."""
+    training = Training("archbench.models.parallel.ddp", CASE, RANKS)
+    folder = tmp_path_factory.mktemp("trace")
+    try:
+        outcome = training.study()
+        training.trace(folder, TOKENS)
+        yield outcome, folder
+    finally:
+        training.ranks.close()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Report], tuple[float, bool], int]]:
+    """Reports of ``fsdp``, and a checkpoint of it: seconds, whether it restored, files."""
+    ranks = started("archbench.models.parallel.fsdp")
+    folder = tmp_path_factory.mktemp("checkpoint")
+    try:
+        reports = ranks.ask("look", TOKENS)
+        yield reports, ranks.ask("checkpoint", str(folder)), len(list(folder.glob("*.distcp")))
+    finally:
+        ranks.close()
+
+
+def test_a_study_has_every_number_and_none_below_what_it_can_be(replicas: tuple[Outcome, Path]) -> None:
+    metrics = replicas[0].metrics
+    kinds = ("parameters", "gradients", "optimizer")
+    assert metrics.keys() == {
+        *(f"{kind}_bytes" for kind in (*kinds, "activations", "tensors", "peak", "wire", "checkpoint")),
+        *(f"{kind}_formula_bytes" for kind in (*kinds, "wire")),
+        "exposed_communication_share",
+        "mean_exposed_communication_share",
+        "slowest_rank",
+        "first_step_s",
+        "checkpoint_s",
+        "cost_of_parallelism",
+        "parameter_error",
+    }
+    assert all(value > 0 for value in metrics.values())
+    assert metrics["mean_exposed_communication_share"] <= metrics["exposed_communication_share"] < 1
+    assert metrics["slowest_rank"] >= 1
+    assert metrics["parameter_error"] < 1e-3
+    assert metrics["peak_bytes"] > metrics["tensors_bytes"]
+    assert metrics["tensors_bytes"] >= metrics["parameters_bytes"] + metrics["optimizer_bytes"]
+    assert metrics["checkpoint_bytes"] > 3 * MODEL_BYTES
+    assert [rank for rank, _ in replicas[0].curves["own_time_s_over_rank"]] == [0, 1]
+
+
+def test_replicas_hold_all_of_the_model(replicas: tuple[Outcome, Path]) -> None:
+    metrics = replicas[0].metrics
+    assert metrics["parameters_bytes"] == metrics["parameters_formula_bytes"] == MODEL_BYTES
+    assert MODEL_BYTES <= metrics["gradients_bytes"] <= 1.01 * MODEL_BYTES
+    assert metrics["optimizer_bytes"] == pytest.approx(2 * MODEL_BYTES, rel=0.01)  # and a count for each parameter
+
+
+def test_replicas_send_what_the_formula_says(replicas: tuple[Outcome, Path]) -> None:
+    metrics = replicas[0].metrics
+    assert metrics["wire_formula_bytes"] == 2 * (RANKS - 1) / RANKS * MODEL_BYTES
+    assert 1 <= metrics["wire_bytes"] / metrics["wire_formula_bytes"] < 1 + OVERHEAD
+
+
+def test_shards_hold_half_of_the_model(shards: tuple[list[Report], Any, int]) -> None:
+    found = studies.memory(shards[0])
+    for kind, numbers in (("parameters", 1), ("gradients", 1), ("optimizer", 2)):
+        assert found[f"{kind}_formula_bytes"] == numbers * MODEL_BYTES / RANKS
+        assert 1 <= found[f"{kind}_bytes"] / found[f"{kind}_formula_bytes"] < 1.01  # cut by rows: an odd one is padded
+    assert found["parameters_bytes"] + found["optimizer_bytes"] <= 0.55 * 3 * MODEL_BYTES
+
+
+def test_shards_send_a_third_more_than_the_formula_because_gloo_scatters_by_an_all_reduce(
+    shards: tuple[list[Report], Any, int],
+) -> None:
+    found = studies.talk(shards[0])
+    assert found["wire_formula_bytes"] == 3 * (RANKS - 1) / RANKS * MODEL_BYTES
+    assert 1 <= found["wire_bytes"] / (4 * (RANKS - 1) / RANKS * MODEL_BYTES) < 1 + OVERHEAD
+
+
+def test_a_checkpoint_of_shards_restores(shards: tuple[list[Report], tuple[float, bool], int]) -> None:
+    _, (took, same), files = shards
+    assert took > 0
+    assert same
+    assert files == RANKS
+
+
+def test_a_pipeline_has_a_bubble_and_a_timeline() -> None:
+    ranks = started("archbench.models.parallel.gpipe")
+    try:
+        reports: list[Report] = ranks.ask("look", TOKENS)
+    finally:
+        ranks.close()
+    idle = studies.idle(reports)
+    assert idle["bubble_formula"] == (RANKS - 1) / (CASE.micro_batches + RANKS - 1)
+    assert 0 < idle["bubble_share"] < 1
+    assert [len(report.marks) for report in reports] == [PLAIN] * RANKS
+    spans = studies.spans(reports)
+    assert {span.lane for span in spans} == {"rank 0", "rank 1"}
+    longest = max(report.update_s[-1] for report in reports)
+    for rank, report in enumerate(reports):
+        own = [span for span in spans if span.lane == f"rank {rank}"]
+        assert min(span.start_s for span in own) >= 0
+        assert max(span.stop_s for span in own) - min(span.start_s for span in own) <= report.update_s[-1]
+        assert all(before.stop_s <= after.start_s for before, after in pairwise(own))
+        for what in ("forward", "backward"):
+            assert sorted(cast(int, s.part) for s in own if s.what == what) == list(range(CASE.micro_batches))
+    assert max(span.stop_s for span in spans) <= 2 * longest
+    sent = studies.talk(reports)
+    assert sent["wire_formula_bytes"] == 4 * CASE.batch * CASE.length * CASE.dim
+    assert sent["wire_bytes"] >= sent["wire_formula_bytes"]
+
+
+def test_a_rank_that_works_ten_times_as_long_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    ranks = started("lame")
+    try:
+        reports: list[Report] = ranks.ask("look", TOKENS)
+    finally:
+        ranks.close()
+    found = studies.talk(reports)
+    assert 4 < found["slowest_rank"] < 25  # ten times the passes, once the exchange and the optimizer
+    assert found["exposed_communication_share"] > 0.5  # the other one waits for it
+    assert reports[1].exposed_s < reports[0].exposed_s
+
+
+def report(**changes: Any) -> Report:
+    plain: dict[str, Any] = {
+        "update_s": [1.0],
+        "marks": [[]],
+        "sent_bytes": 100.0,
+        "peak_bytes": 1000,
+        "memory": Kinds(1, 2, 3, 4, 5),
+        "profiled_s": [1.0, 1.0],
+        "exposed_s": [0.5, 0.25],
+        "wire_formula": None,
+        "weights_formula": None,
+        "bubble_formula": None,
+    }
+    return Report(**(plain | changes))
+
+
+def test_the_largest_rank_counts_and_no_formula_is_no_number() -> None:
+    reports = [report(), report(peak_bytes=2000, sent_bytes=50.0, memory=Kinds(9, 0, 0, 0, 9))]
+    found = studies.memory(reports) | studies.talk(reports) | studies.idle(reports)
+    assert found == {
+        "peak_bytes": 2000,
+        "tensors_bytes": 9,
+        "parameters_bytes": 9,
+        "gradients_bytes": 2,
+        "optimizer_bytes": 3,
+        "activations_bytes": 4,
+        "wire_bytes": 100,
+        "exposed_communication_share": 0.375,
+        "mean_exposed_communication_share": 0.375,
+        "slowest_rank": 1.0,
+    }
+    assert studies.spans(reports) == []
+
+
+def test_one_rank_has_nobody_to_talk_to() -> None:
+    assert studies.talk([report()]) == {}
+
+
+@pytest.mark.parametrize(
+    ("own_s", "expected"), [([1.0, 1.0], 1.0), ([1.0, 10.0], 10.0), ([30.0, 2.0, 4.0, 3.0], 10.0), ([2.0, 1.0], 2.0)]
+)
+def test_the_slowest_in_medians_of_the_others(own_s: Sequence[float], expected: float) -> None:
+    assert studies.slowest(own_s) == expected
+
+
+class Silent:
+    """In the place of ranks: a checkpoint that holds something else."""
+
+    def ask(self, *_: Any, **__: Any) -> tuple[float, bool]:
+        return 1.0, False
+
+
+def test_a_checkpoint_that_does_not_restore_is_wrong() -> None:
+    with pytest.raises(Wrong, match="other parameters or another optimizer state"):
+        studies.checkpoint(cast(Ranks, Silent()))
+
+
+def test_several_hosts_have_neither_a_clock_nor_a_folder_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHBENCH_NNODES", "2")
+    monkeypatch.setenv("ARCHBENCH_RDZV_ENDPOINT", "node01:29400")
+    assert studies.checkpoint(cast(Ranks, Silent())) == {}
+    assert studies.spans([report(), report()]) == []
