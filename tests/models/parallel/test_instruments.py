@@ -158,6 +158,19 @@ def test_a_rank_that_works_ten_times_as_long_shows(monkeypatch: pytest.MonkeyPat
     assert reports[1].exposed_s < reports[0].exposed_s
 
 
+def test_every_rank_leaves_a_trace_that_tensorboard_opens(replicas: tuple[Outcome, Path], tmp_path: Path) -> None:
+    loader = pytest.importorskip("torch_tb_profiler.profiler.loader", reason="TensorBoard's plugin is not installed")
+    cache = pytest.importorskip("torch_tb_profiler.io").Cache(str(tmp_path))
+    run = loader.RunLoader("ddp", str(replicas[1]), cache).load()
+    assert run.workers == ["All", "rank0", "rank1"]
+    for rank in range(RANKS):
+        (profile,) = (found for found in run.profiles.values() if found.worker == f"rank{rank}")
+        assert profile.has_communication
+        assert [row[0] for row in profile.overview["steps"]["rows"]] == [str(1 + step) for step in range(CASE.steps)]
+        counted = {entry["name"]: entry["calls"] for entry in profile.operation_table_by_name["data"]}
+        assert counted["aten::scaled_dot_product_attention"] == CASE.steps * CASE.layers
+
+
 def report(**changes: Any) -> Report:
     plain: dict[str, Any] = {
         "update_s": [1.0],
