@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="no torch installed")
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from archbench.models.parallel import ParallelCase, make_inputs
 from archbench.models.parallel._model import Block, LanguageModel, language_model, loss_of
@@ -236,7 +237,7 @@ def test_equation_37_what_a_rank_holds_of_a_block() -> None:
     assert min(held) > sum(p.numel() for p in block().parameters()) // 8, "not everything is cut"
 
 
-class Amount(torch.utils._python_dispatch.TorchDispatchMode):
+class Amount(TorchDispatchMode):
     """Counts the numbers that operations write: what an optimizer does."""
 
     written = 0
