@@ -41,6 +41,10 @@ class Searching:
     def __call__(self, tokens: Any) -> Any:
         return self.training(tokens)
 
+    def trace(self, folder: Path, tokens: Any) -> None:
+        """What torch's profiler sees of the timed call."""
+        self.training.trace(folder, tokens)
+
     def data(self) -> Data | None:
         """Tokens are drawn."""
         return None
