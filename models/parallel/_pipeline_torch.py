@@ -23,8 +23,8 @@ from archbench.models.parallel._trainer import World
 class TimedStage(PipelineStage):
     """The library's stage, with a timeline of its passes."""
 
-    def __init__(self, timeline: Timeline, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, timeline: Timeline, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.timeline = timeline
         self.part = 0  # the micro-batch of the last forward pass
 
