@@ -94,6 +94,7 @@ def trace(rank: Rank, tokens: Any, folder: str) -> None:
     rank.trainer.reset()
     rank.update(batches[0])
     cuda = rank.world.device.type == "cuda"
+    Path(folder).mkdir(parents=True, exist_ok=True)  # on another host than the driver's nobody has made it
     file = Path(folder) / f"rank{rank.world.rank}.{time.time_ns()}.pt.trace.json"
     with profile(
         activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda,
