@@ -45,6 +45,8 @@ def as_dict(row: Row) -> dict[str, Any]:
         "host": dict(sorted(row.host.items())),
         "reproduce": row.reproduce,
         "verified": row.verified.as_dict() if row.verified else None,
+        "origin": row.origin,
+        "source": row.source,
     }
 
 
@@ -76,16 +78,15 @@ def csv_of(rows: Sequence[Row]) -> str:
     facts = sorted({fact for row in rows for fact in row.host if fact.startswith("data.")})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(_cell, header), "limit_fraction", "reproduce", *facts])
+    writer.writerow([*map(_cell, header), "limit_fraction", "reproduce", "origin", "source", *facts])
     for row in rows:
         line: list[object] = [row.machine, row.commit, row.track, row.case, row.contender, row.status, row.reason]
         line += [*(row.rank or (None, None)), row.baseline]
         for name in names:
             metric = row.metrics.get(name)
             line += [metric.value, *(metric.ci or (None, None)), metric.n, metric.unit] if metric else [None] * 5
-        writer.writerow(
-            [_cell(value) for value in (*line, row.limit_fraction, row.reproduce, *map(row.host.get, facts))]
-        )
+        line += [row.limit_fraction, row.reproduce, row.origin, row.source, *map(row.host.get, facts)]
+        writer.writerow([_cell(value) for value in line])
     return out.getvalue()
 
 

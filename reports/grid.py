@@ -32,6 +32,8 @@ TEXTS: dict[str, Callable[[Row], str]] = {
     "family": lambda row: row.note.family,
     "differs": lambda row: row.note.differs or "",
     "quality": lambda row: row.quality,
+    "origin": lambda row: row.origin,
+    "source": lambda row: row.source,
     "verified": lambda row: row.verified.words if row.verified else "",
 }
 SIGNED = "the run came in a commit that this machine's key signed, and is still what was signed"

@@ -17,7 +17,19 @@ from archbench.reports.row import Row
 from archbench.reports.rows import Results
 
 BATCH = 20_000  # rows held as columns at a time: what bounds the memory of a large archive
-TEXTS = ("machine", "commit", "track", "case", "contender", "status", "reason", "baseline", "reproduce")
+TEXTS = (
+    "machine",
+    "commit",
+    "track",
+    "case",
+    "contender",
+    "status",
+    "reason",
+    "baseline",
+    "reproduce",
+    "origin",
+    "source",
+)
 
 
 class NoPyarrow(ValueError):

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from archbench.cells import ContenderNote, Metric, Scalar, Span, Status
+from archbench.reports.imports.measured import is_address
 from archbench.reports.proofs import Proof
+
+MEASURED, IMPORTED = "measured", "imported"  # by us, by another tool or somebody else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +40,19 @@ class Row:
     series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)  # curves: loss over step
     spans: Sequence[Span] = ()  # a timeline of one call
     samples: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # a metric's values by seed
+    origin: str = MEASURED  # or IMPORTED
     quality: str = ""  # the metric that ranks, where it is not the time
     verified: Proof | None = None  # that its run came signed by its machine
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         return (self.machine, self.commit, self.track, self.case, self.contender)
+
+    @property
+    def source(self) -> str:
+        """Where an imported row was published, where that is a web address."""
+        found = self.host.get("source")
+        return str(found) if self.origin == IMPORTED and is_address(found) else ""
 
     @property
     def ranking(self) -> str:

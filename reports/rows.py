@@ -27,12 +27,13 @@ from archbench.cells import CELLS_DIR, Cell, ContenderNote, Metric, Run, Scalar,
 from archbench.reports.archive import EMPTY, Archive, Source, build
 from archbench.reports.asv_tree import OK, AsvFile, Layout, Point
 from archbench.reports.cache import Cache, CachedReader, place
+from archbench.reports.imports.measured import is_imported
 from archbench.reports.load import Files, Problem, Unreadable, no_results, read_bytes, relative, survey
 from archbench.reports.meaning import check_metric, date
 from archbench.reports.proofs import Proof, Proofs
 from archbench.reports.quality import case_on, compared, data_of, facts_of, plain_case, whole, with_data
 from archbench.reports.rank import band, log_interval, ranks
-from archbench.reports.row import Row, is_crowded, is_rankable
+from archbench.reports.row import IMPORTED, MEASURED, Row, is_crowded, is_rankable
 from archbench.reports.run_files import RunFile, drop_replays, drop_surplus, read_run
 from archbench.stats import Interval
 
@@ -107,7 +108,9 @@ def load(folder: Path) -> Results:
                 problems.append(Problem(name, str(error)))
                 continue
             sources.append(name)
-    tracks = {name: note for run in runs for name, note in run.tracks.items()}  # the newest run's word counts
+    # The newest run's word counts, and anybody's who measured before that of an import.
+    told_by = sorted(runs, key=lambda run: not is_imported(run.run))
+    tracks = {name: note for run in told_by for name, note in run.tracks.items()}
     found = {row.key: row for run in runs for row in _run_rows(run, run.cells)}  # the newest run's cell counts
     told = {(run.run.machine, run.run.commit) for run in runs}
     known = {(row.machine, row.commit, row.track, plain_case(row.case), row.contender) for row in found.values()}
@@ -184,6 +187,7 @@ def _run_rows(file: RunFile, cells: Iterable[Cell]) -> Iterable[Row]:
             series=cell.series,
             spans=cell.spans,
             samples=cell.samples,
+            origin=IMPORTED if is_imported(run) else MEASURED,
             quality=note.quality if note else "",
             verified=file.verified,
         )

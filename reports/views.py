@@ -19,7 +19,7 @@ from archbench.reports.charts.timeline import Timeline, timelines
 from archbench.reports.export import rank_text
 from archbench.reports.instruments import Instruments, instruments
 from archbench.reports.rank import band, log_interval, overall
-from archbench.reports.row import Row, is_crowded, is_rankable
+from archbench.reports.row import MEASURED, Row, is_crowded, is_rankable
 from archbench.stats import Interval, geometric_mean
 
 
@@ -105,8 +105,9 @@ def newest_commits(rows: Sequence[Row]) -> list[str]:
 def main_commit(rows: Sequence[Row]) -> str:
     """The commit a page shows: the newest that measured at least half as many rows as the fullest one.
 
-    A run of one contender at a newer commit does not replace the whole table.
+    A run of one contender at a newer commit does not replace the whole table, nor do imported rows a measured one.
     """
+    rows = [row for row in rows if row.origin == MEASURED] or rows
     counts = Counter(row.commit for row in rows if row.status == "ok") or Counter(row.commit for row in rows)
     enough = max(counts.values()) / 2
     return next(commit for commit in newest_commits(rows) if counts[commit] >= enough)

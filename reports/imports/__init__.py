@@ -14,7 +14,7 @@ import msgspec
 
 from archbench.atomic import write_atomically
 from archbench.cells import CELLS_DIR, SCHEMA, Record, Run, encode
-from archbench.reports.imports import llama_bench, pytest_benchmark
+from archbench.reports.imports import llama_bench, published, pytest_benchmark
 from archbench.reports.imports.measured import ENVIRONMENT, Measured
 from archbench.reports.load import Unreadable, read_bytes
 from archbench.reports.meaning import check_header, check_record, date
@@ -22,6 +22,7 @@ from archbench.reports.meaning import check_header, check_record, date
 FORMATS: dict[str, Callable[[bytes], Measured]] = {
     "llama-bench": llama_bench.read,
     "pytest-benchmark": pytest_benchmark.read,
+    "published": published.read,
 }
 
 
@@ -30,7 +31,7 @@ def records(format: str, content: bytes, machine: str) -> list[Record]:
     try:
         found = FORMATS[format](content)
     except (Unreadable, msgspec.ValidationError) as error:
-        raise ValueError(f"not the JSON of {format}: {error}") from error
+        raise ValueError(f"not a file of {format}: {error}") from error
     body: list[Record] = [found.track, *found.cells]
     digest = hashlib.blake2b(b"\n".join(map(encode, body)) + machine.encode(), digest_size=3).hexdigest()
     run = Run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from archbench.cells import Cell, Metric, Run, Scalar, TrackNote
@@ -9,6 +10,7 @@ from archbench.stats import median_interval
 
 ENVIRONMENT = "imported from "
 NO_COMMIT = "0" * 40  # git's own word for it
+ADDRESS = re.compile(r"https?://[!#-;=?-~]{3,1000}")  # no spaces, no quotes, no angle brackets
 LEAST_SAMPLES = 6  # the range of fewer covers the median with less than 95 %
 
 
@@ -30,6 +32,11 @@ class Measured:
 def is_imported(run: Run) -> bool:
     """Whether another tool measured it; its commits may be those of another project."""
     return run.environment.startswith(ENVIRONMENT)
+
+
+def is_address(text: object) -> bool:
+    """Whether a link may lead there: a web address of printable characters, not longer than one can be."""
+    return isinstance(text, str) and ADDRESS.fullmatch(text) is not None
 
 
 def median_seconds(samples: list[float]) -> Metric:

@@ -87,6 +87,17 @@
     code.title = command(i);
     return [button, code];
   };
+  const imported = (i) => {
+    if (text("origin", i) !== "imported") return [];
+    const found = [" ", node("span", "differs", "imported")];
+    if (/^https?:\/\//.test(text("source", i))) {
+      const link = node("a", "source", "source");
+      link.href = text("source", i);
+      link.rel = "noreferrer";
+      found.push(" ", link);
+    }
+    return found;
+  };
   const columns = {
     machine: { draw: (i) => [text("machine", i)], sort: (i) => text("machine", i) },
     commit: { draw: (i) => [node("code", "", text("commit", i).slice(0, 10))], sort: (i) => text("commit", i) },
@@ -96,7 +107,7 @@
     contender: {
       head: true,
       draw: (i) => [node("span", "name", text("contender", i)), " ", node("span", "family", text("family", i)),
-        ...(text("differs", i) ? [" ", node("span", "differs", "another function")] : [])],
+        ...(text("differs", i) ? [" ", node("span", "differs", "another function")] : []), ...imported(i)],
       sort: (i) => text("contender", i),
     },
     time: { className: "num", draw: (i) => [metric("latency_s", i) === null ? "" : seconds(metric("latency_s", i))], sort: (i) => metric("latency_s", i) },

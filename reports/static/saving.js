@@ -10,7 +10,7 @@ const saving = ({ data, at, text, metric, printed, command, rankText, also }) =>
       value: metric(name, i), ci: metric(name, i, "lo") === null ? null : [metric(name, i, "lo"), metric(name, i, "hi")],
       n: metric(name, i, "n"), unit: metric(name, i, "unit"),
     }])),
-    limit_fraction: at(data.limit_fraction, i), reproduce: command(i),
+    limit_fraction: at(data.limit_fraction, i), reproduce: command(i), origin: text("origin", i), source: text("source", i),
   });
   const csvCell = (value) => {
     if (value === null || value === undefined) return "";
@@ -35,9 +35,9 @@ const saving = ({ data, at, text, metric, printed, command, rankText, also }) =>
           const found = row.metrics[name];
           line.push(...(found ? [found.value, ...(found.ci || [null, null]), found.n, found.unit] : Array(5).fill(null)));
         }
-        return [...line, row.limit_fraction, row.reproduce];
+        return [...line, row.limit_fraction, row.reproduce, row.origin, row.source];
       });
-      return [[...header, "limit_fraction", "reproduce"], ...lines].map((line) => line.map(csvCell).join(",")).join("\n") + "\n";
+      return [[...header, "limit_fraction", "reproduce", "origin", "source"], ...lines].map((line) => line.map(csvCell).join(",")).join("\n") + "\n";
     },
     md: (rows) => {
       const plain = (value) => value.replace(/[\\`*_[\]<>|]/g, "\\$&").replace(/\s+/g, " ").trim();

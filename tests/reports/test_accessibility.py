@@ -21,6 +21,7 @@ PAIRS = [
     *(("heat", f"{side}{step}", TEXT) for side in "fs" for step in range(1, 5)),
     ("heat", "panel", TEXT),
     ("on-text", "on", TEXT),
+    *((f"c{i}", "panel", GRAPHIC) for i in range(7)),  # boxes of a timeline on their lane
     ("bar", "bg", GRAPHIC),
     ("win-edge", "win", GRAPHIC),
 ]
@@ -33,9 +34,13 @@ def palette(selector: str) -> dict[str, str]:
     return dict(re.findall(r"--([a-z0-9-]+):\s*(#[0-9a-f]{3,6})", body[1]))
 
 
+def whole(colour: str) -> str:
+    """``#fff`` as ``#ffffff``."""
+    return colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])
+
+
 def luminance(colour: str) -> float:
-    digits = colour.lstrip("#")
-    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    digits = whole(colour).lstrip("#")
     channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -54,6 +59,22 @@ THEMES = {"light": ":root", "dark": ':root[data-theme="dark"]', "dark by prefere
 def test_contrast(theme: str, name: str, ground: str, least: float) -> None:
     colours = palette(THEMES[theme])
     assert contrast(colours[name], colours[ground]) >= least, (colours[name], colours[ground])
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("kind", range(7))
+def test_what_is_written_into_a_hatched_box_can_be_read(theme: str, kind: int) -> None:
+    colours = palette(THEMES[theme])
+    opacity = re.search(r"\.hatch \{ stroke: var\(--text\);.*? opacity: (\.\d+)", CSS)
+    assert opacity
+    lines = mixed(colours[f"c{kind}"], colours["text"], float(opacity[1]))
+    for ground in (colours[f"c{kind}"], lines):
+        assert contrast(colours["bg"], ground) >= TEXT, ground
+
+
+def mixed(below: str, above: str, opacity: float) -> str:
+    pairs = ((int(below[i : i + 2], 16), int(above[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(a * (1 - opacity) + b * opacity):02x}" for a, b in pairs)
 
 
 def test_both_ways_into_the_dark_theme_are_the_same() -> None:

@@ -32,7 +32,7 @@ def test_the_row_is_the_contract(tmp_path: Path) -> None:
     row = next(r for r in found["rows"] if r["contender"] == "fast" and r["case"] == "len128")
     assert list(row) == [
         "machine", "commit", "track", "case", "contender", "status", "reason", "rank", "baseline", "metrics",
-        "limit_fraction", "host", "reproduce", "verified",
+        "limit_fraction", "host", "reproduce", "verified", "origin", "source",
     ]  # fmt: skip
     assert (row["machine"], row["commit"], row["rank"], row["baseline"]) == (MACHINE, COMMIT, [1, 1], "base")
     assert set(row["metrics"]["slowdown"]) == {"value", "ci", "n", "unit"}
