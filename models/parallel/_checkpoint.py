@@ -20,11 +20,10 @@ import psutil
 import torch
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.tensor import DTensor
 
 from archbench.models.parallel._memory import state_of
 from archbench.models.parallel._rank import Rank
-from archbench.models.parallel._sharding import Shard, local
+from archbench.models.parallel._sharding import local
 from archbench.models.parallel._trainer import Trainer
 
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -44,21 +43,13 @@ def saved(rank: Rank, folder: str) -> tuple[float, bool]:
 
 
 def contents(trainer: Trainer) -> dict[str, Any]:
-    """The tensors of a rank's parameters and of their optimizer state, by a name no other rank uses for others."""
+    """The tensors of a rank's parameters and of their optimizer state, by their names in the whole model."""
     found: dict[str, Any] = {}
     for parameter, shard in zip(trainer.model.parameters(), trainer.shards(), strict=True):
-        name = _name(parameter, shard)
-        found[f"model.{name}"] = parameter.detach()
+        found[f"model.{shard.name}"] = parameter.detach()
         for key, value in trainer.optimizer.state[parameter].items():
-            found[f"optimizer.{name}.{key}"] = value
+            found[f"optimizer.{shard.name}.{key}"] = value
     return found
-
-
-def _name(parameter: Any, shard: Shard) -> str:
-    """A part that does not know it is one says where it begins."""
-    if isinstance(parameter, DTensor) or not shard.shape:
-        return shard.name
-    return f"{shard.name}.from-{'-'.join(map(str, shard.start))}"
 
 
 def _content(rank: Rank) -> str:
