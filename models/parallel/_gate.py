@@ -9,6 +9,12 @@ where a gradient is nearly zero, less elsewhere, and half a last digit of a weig
 the worst number, 2e-4 in the mean square. A gradient that was not exchanged, an update that one rank missed or weights
 from before it are an error of about 1; forgotten weight decay is 0.1 on the norms' weights, whose errors add up.
 
+With eight bits the sign itself is lost where a gradient is below its own rounding, and such a step is off by two. On
+the wire that is where the ranks' gradients cancel to 2^-9, one number in some hundreds. In the compute every layer
+rounds, a gradient is known to some percent, and a number in fifty or so turns. A parameter of 32 numbers with one of
+them turned is off by 0.35 in the mean square and by up to 0.6 in a sum: the bounds allow three. That the exchange took
+place shows in the losses after it, which such turns leave as they are.
+
 Letters: S steps, P parameters.
 """
 
@@ -29,7 +35,9 @@ from archbench.models.parallel._sharding import moments
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far from the reference an answer may be; all but ``losses`` in learning rates. Can be a contender's gate."""
+    """How far from the reference an answer may be; it can be a contender's gate. All but ``losses``: in learning rates
+    and for each update of the call.
+    """
 
     losses: float  # relative
     digest: float  # of a parameter's root mean square change, and of its two sums over the root of its size
@@ -41,7 +49,9 @@ class Bounds:
         return judge(case, inputs[0], outputs, self)
 
 
-EXACT = Bounds(5e-6, 0.01, 0.05, 0.005, "float32 sums in another order; AdamW's eps of 1e-6 keeps noise small")
+EXACT = Bounds(5e-6, 0.005, 0.02, 0.0025, "float32 sums in another order; AdamW's eps of 1e-6 keeps noise small")
+ROUNDED = Bounds(2e-5, 0.5, 2.1, 0.3, "where ranks' gradients cancel, bfloat16 on the wire loses the sign")
+HALF = Bounds(2e-4, 0.75, 2.1, 0.4, "bfloat16 loses the sign of small gradients")
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ def judge(case: ParallelCase, tokens: Any, outputs: Any, bounds: Bounds = EXACT)
     if found.shape != want.digest.shape:
         raise Wrong(f"digest has shape {found.shape}, expected {want.digest.shape}")
     sizes = np.array([final.size for final in want.final.values()])
-    steps = Tolerance(0.0, bounds.digest, bounds.reason)
+    steps = Tolerance(0.0, bounds.digest * case.steps, bounds.reason)
     return max(error, compare(_in_steps(found, sizes), _in_steps(want.digest, sizes), steps, "digest"))
 
 
@@ -79,7 +89,7 @@ def judge_parameters(case: ParallelCase, tokens: Any, parameters: dict[str, Any]
     want = reference(case, tokens.tobytes()).final
     if parameters.keys() != want.keys():
         raise Wrong(f"parameters that only one side has: {', '.join(sorted(parameters.keys() ^ want.keys()))}")
-    number = Tolerance(0.0, bounds.number * LEARNING_RATE, bounds.reason)
+    number = Tolerance(0.0, bounds.number * case.steps * LEARNING_RATE, bounds.reason)
     first = dict(language_model(case).named_parameters())
     errors = changes = 0.0
     for name, expected in want.items():

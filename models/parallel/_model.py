@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from archbench.models.parallel import ParallelCase
@@ -100,10 +101,14 @@ def loss_of(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW: two numbers of state for each parameter, which is what sharding saves. One pass over all of them."""
-    return torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, fused=True
-    )
+    """AdamW: two numbers of state for each parameter, which is what sharding saves. One pass over all of them.
+
+    Parameters that are cut over ranks are a group of their own: the pass takes tensors of one kind.
+    """
+    parameters = list(model.parameters())
+    kinds = [[p for p in parameters if isinstance(p, DTensor) is cut] for cut in (False, True)]
+    groups = [{"params": kind} for kind in kinds if kind]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, fused=True)
 
 
 def order(name: str) -> tuple[int, str]:

@@ -73,18 +73,18 @@ def digest(shards: Iterable[Shard], first: Iterable[Tensor], gathered: Gathered)
 
 def moments(values: Tensor, start: tuple[int, ...] = ()) -> Tensor:
     """Sum, sum of squares and weighted sum (3,) of a part of a parameter that begins at ``start``."""
-    weighted = values
+    weighted, flat = values, values.reshape(-1)
     for axis in reversed(range(values.dim())):
         begin = start[axis] if start else 0
-        weights = torch.from_numpy(direction(axis, begin + values.shape[axis])[begin:])
-        weighted = weighted @ weights.to(values.device, values.dtype)
-    return torch.stack((values.sum(), values.square().sum(), weighted))
+        weighted = weighted @ direction(axis, begin, values.shape[axis], values.device, values.dtype)
+    return torch.stack((flat.sum(), flat.dot(flat), weighted))
 
 
-@lru_cache(maxsize=256)
-def direction(axis: int, count: int) -> Any:
-    """The first numbers of an axis' random vector: no two alike, root mean square 1."""
-    return np.random.default_rng(axis).uniform(-(3**0.5), 3**0.5, count)
+@lru_cache(maxsize=512)
+def direction(axis: int, begin: int, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A piece of an axis' random vector: no two numbers alike, root mean square 1."""
+    numbers = np.random.default_rng(axis).uniform(-(3**0.5), 3**0.5, begin + count)
+    return torch.from_numpy(numbers[begin:]).to(device, dtype)
 
 
 def whole(shards: Iterable[Shard], gathered: Gathered) -> dict[str, Any]:

@@ -6,30 +6,10 @@ gradients are averaged and scattered. Optimizer state never exists in whole.
 Source: Zhao et al. 2023, arXiv:2304.11277; Rajbhandari et al. 2019, arXiv:1910.02054 (ZeRO)
 """
 
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
-from archbench.models.parallel._trainer import Replicas
-from archbench.models.parallel._wire import FLOAT_BYTES, RING
+from archbench.models.parallel._fully_sharded import FullySharded
 from archbench.track import Contender
-
-
-class FullySharded(Replicas):
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        mesh = self.world.mesh("shard")
-        for part in model.children():
-            fully_shard(part, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
-
-    def weights_formula(self) -> float:
-        return super().weights_formula() / self.world.size
-
-    def wire_formula(self) -> float:
-        """Parameters are gathered twice, gradients scattered once."""
-        return 3 * RING["allgather"](self.world.size) * FLOAT_BYTES * super().weights_formula()
-
 
 trainer = FullySharded
 
