@@ -125,9 +125,14 @@ def spans(reports: Sequence[Report]) -> list[Span]:
 def parameter_error(module: str, case: ParallelCase, ranks: Ranks, tokens: Any) -> float:
     """How far the whole model is from the reference after an update, number by number. Raises Wrong."""
     ranks.ask("train", tokens)
+    found = ranks.ask("parameters", within_s=WITHIN_S)
+    return judge_parameters(replace(case, steps=1), tokens, found, bounds_of(module))
+
+
+def bounds_of(module: str) -> Bounds:
+    """How far a contender may be off: the track's bounds, or those of its own gate."""
     gate = getattr(getattr(sys.modules.get(module), "CONTENDER", None), "gate", None)
-    bounds = gate if isinstance(gate, Bounds) else EXACT
-    return judge_parameters(replace(case, steps=1), tokens, ranks.ask("parameters", within_s=WITHIN_S), bounds)
+    return gate if isinstance(gate, Bounds) else EXACT
 
 
 def checkpoint(ranks: Ranks) -> Metrics:

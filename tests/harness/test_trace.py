@@ -78,7 +78,14 @@ def test_nobody_asked(tmp_path: Path) -> None:
     assert traces(tmp_path) == []
 
 
-def test_what_is_not_in_torch_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_beside_torch_leaves_no_trace(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is there, and the call does not use it")
+    with trace.asked_for(tmp_path):
+        trace.leave(examiner(honest), (1,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_torch_is_not_imported_it_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     with trace.asked_for(tmp_path):
         trace.leave(examiner(honest), (1,))

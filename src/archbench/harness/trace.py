@@ -49,7 +49,6 @@ def leave(asked: Examiner, inputs: tuple[Any, ...]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         own(folder, *inputs)
     elif "torch" in sys.modules:
-        folder.mkdir(parents=True, exist_ok=True)
         _profile(asked.work, inputs, asked.device, folder / f"{asked.device}.{time.time_ns()}{SUFFIX}")
 
 
@@ -58,14 +57,19 @@ def folder_of(traces: Path, track: str, case: str, contender: str) -> Path:
 
 
 def _profile(work: Call, inputs: tuple[Any, ...], device: Device, file: Path) -> None:
-    """Two calls, of which the second is kept: the profiler's first steps are its own."""
+    """Two calls, of which the second is kept, if torch did anything in it: the profiler's first step is its own."""
     import torch
     from torch.profiler import ProfilerActivity, profile, schedule
+
+    def keep(seen: Any) -> None:
+        if any(not event.name.startswith("ProfilerStep") for event in seen.events()):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            seen.export_chrome_trace(str(file))
 
     with profile(
         activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda"),
         schedule=schedule(wait=0, warmup=1, active=1, repeat=1),
-        on_trace_ready=lambda seen: seen.export_chrome_trace(str(file)),
+        on_trace_ready=keep,
         record_shapes=True,
         profile_memory=True,
     ) as profiler:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,10 +17,13 @@ pytest.importorskip("torch", reason="ranks train with torch")
 
 from archbench.checks import Wrong
 from archbench.models.parallel import TRACK, ParallelCase, make_inputs
+from archbench.models.parallel import _checkpoint as checkpoints
 from archbench.models.parallel import _study as studies
 from archbench.models.parallel._build import Training
+from archbench.models.parallel._gate import EXACT
 from archbench.models.parallel._instruments import PLAIN, Report
 from archbench.models.parallel._memory import Kinds
+from archbench.models.parallel._model import language_model
 from archbench.models.parallel._ranks import Ranks
 from archbench.training import Outcome
 
@@ -216,20 +222,69 @@ def test_the_slowest_in_medians_of_the_others(own_s: Sequence[float], expected: 
     assert studies.slowest(own_s) == expected
 
 
-class Silent:
-    """In the place of ranks: a checkpoint that holds something else."""
+class Answers:
+    """In the place of ranks: what they would say to each question, and what they were asked."""
 
-    def ask(self, *_: Any, **__: Any) -> tuple[float, bool]:
-        return 1.0, False
+    def __init__(self, size: int = RANKS, **answers: Any) -> None:
+        self.size, self._answers = size, answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    def ask(self, what: str, *arguments: Any, within_s: float = 0.0) -> Any:
+        self.asked.append((what, *arguments))
+        return self._answers.get(what)
+
+    def close(self) -> None:
+        self.asked.append(("close",))
+
+
+def in_place(answers: Answers) -> Ranks:
+    return cast(Ranks, answers)
 
 
 def test_a_checkpoint_that_does_not_restore_is_wrong() -> None:
     with pytest.raises(Wrong, match="other parameters or another optimizer state"):
-        studies.checkpoint(cast(Ranks, Silent()))
+        studies.checkpoint(in_place(Answers(checkpoint=(1.0, False))))
+
+
+def test_a_checkpoint_that_would_stay_in_memory_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = [SimpleNamespace(mountpoint="/", fstype="tmpfs")]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: everything)
+    ranks = Answers(checkpoint=(1.0, True))
+    assert studies.checkpoint(in_place(ranks)) == {}
+    assert ranks.asked == []
+    everything.append(SimpleNamespace(mountpoint="/var/tmp", fstype="ext4"))
+    assert checkpoints.folder_on_disk() == "/var/tmp"
+
+
+def test_one_worker_alone_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, alone = Answers(), Answers(size=1)
+    monkeypatch.setattr(studies, "_seconds", lambda ranks, tokens: 3.0 if ranks is together else 4.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    found = studies.cost(CASE, in_place(together), lambda module, size: in_place(alone), TOKENS)
+    assert found == {"cost_of_parallelism": RANKS * 3.0 / 4.0}
+    assert alone.asked == [("threads", 4), ("close",)]
+
+
+def test_one_gpu_has_nobody_to_be_compared_with() -> None:
+    case = replace(CASE, backend="nccl")
+    assert studies.cost(case, in_place(Answers(size=1)), lambda module, size: pytest.fail("started"), TOKENS) == {}
+
+
+def test_parameters_of_the_first_weights_are_wrong_after_an_update() -> None:
+    first = {name: value.detach().numpy() for name, value in language_model(CASE).named_parameters()}
+    with pytest.raises(Wrong):
+        studies.parameter_error("nobody", CASE, in_place(Answers(parameters=first)), TOKENS[:1])
+
+
+def test_a_contender_of_another_precision_brings_its_own_bounds() -> None:
+    module = "archbench.models.parallel.fsdp_bf16"
+    own = importlib.import_module(module).CONTENDER.gate
+    assert studies.bounds_of(module) is own is not EXACT
+    assert studies.bounds_of("archbench.models.parallel.ddp") is studies.bounds_of("nobody") is EXACT
 
 
 def test_several_hosts_have_neither_a_clock_nor_a_folder_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCHBENCH_NNODES", "2")
     monkeypatch.setenv("ARCHBENCH_RDZV_ENDPOINT", "node01:29400")
-    assert studies.checkpoint(cast(Ranks, Silent())) == {}
+    assert studies.checkpoint(in_place(Answers())) == {}
     assert studies.spans([report(), report()]) == []
