@@ -34,10 +34,13 @@ def share_text(value: float) -> str:
 
 
 def said(name: str, metric: Metric) -> str:
-    """The number as people read it: "6.00 MiB", "20.3 %"."""
-    if is_share(name) and metric.unit == "ratio":
+    """The number as people read it: "6.00 MiB", "20.3 %", "1.04"; a count is "12"."""
+    if metric.unit != "ratio":
+        return quantity(metric.value, metric.unit)
+    if is_share(name):
         return share_text(metric.value)
-    return quantity(metric.value, metric.unit)
+    counted = metric.value.is_integer() and abs(metric.value) < 1e6
+    return f"{metric.value:.0f}" if counted else quantity(metric.value, metric.unit)
 
 
 def predictions(names: Iterable[str]) -> dict[str, str]:

@@ -272,7 +272,7 @@ def instrumented(contender: str, slowdown: float, parts: int, scale: float = 1.0
         "wire_formula_bytes": 25.3 * mib,
     }
     numbers |= {"exposed_communication_share": 0.0312, "slowest_rank": 1.04, "first_step_s": 3.4, "checkpoint_s": 0.31}
-    numbers |= {"cost_of_parallelism": 1.21 * slowdown, "parameter_error": 3.1e-7}
+    numbers |= {"cost_of_parallelism": 1.21 * slowdown, "parameter_error": 3.1e-7, "updates": 12.0}
     spans: list[Span] = []
     if contender.startswith(("gpipe", "one")):
         spans = pipeline_spans(2, parts, one_f_one_b=contender == "one_f_one_b")

@@ -82,6 +82,9 @@ def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]], lo
     series.sort(key=lambda entry: (entry[1][-1][1], entry[0]))
     y_ticks = ticks(low, high, 2.0 if unit == "B" else 10.0) if logarithmic else even_ticks(high, unit, low=low)
     drawn_lines = drawn(series, looks)
+    x_ticks = even_ticks(right, low=left)
+    if all(value.is_integer() for value in xs):  # there is no rank 0.5
+        x_ticks = [tick for tick in x_ticks if tick.is_integer()]
     said = f"{words(value)} bytes" if unit == "B" else words(value)
     return Chart(
         title=f"{said[:1].upper()}{said[1:]}{'' if over == 'step' else f' over {over}'}: {case}",
@@ -91,6 +94,6 @@ def _chart(name: str, case: str, lines: dict[str, list[tuple[float, float]]], lo
         lines=drawn_lines,
         guide=[],
         guide_label="",
-        x_ticks=few([(x(tick), f"{tick:.5g}") for tick in even_ticks(right, low=left)], ACROSS),
+        x_ticks=few([(x(tick), f"{tick:.5g}") for tick in x_ticks], ACROSS),
         y_ticks=few([(y(tick), quantity(tick, unit)) for tick in y_ticks], UPRIGHT),
     )

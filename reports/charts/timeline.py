@@ -119,7 +119,7 @@ def _timeline(case: str, rows: Sequence[Row], room: int) -> Timeline:
         y += HEAD + len(group.lanes) * (LANE + GAP) + 8
     numbered = any(span.part is not None for row in shown for span in row.spans)
     note = [
-        f"One call, all on the same scale of {seconds(longest)}; empty space is time without work.",
+        f"All on one time scale; the longest takes {seconds(longest)}. Empty space is time without work.",
         "Numbers in the boxes are micro-batches or other parts, from 0." if numbered else "",
         f"Not drawn, for want of room: {', '.join(left_out)}." if left_out else "",
     ]

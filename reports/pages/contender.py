@@ -27,7 +27,7 @@ def outputs(board: Board) -> Iterator[Output]:
             places = [(machine, place) for machine, table in standings.items() for place in table if place.name == name]
             path = contender_path(track, name)
             note = board.results.tracks.get(track)
-            key = digest(found, places, note.cases if note else {}, board.here)
+            key = digest(found, places, note, board.here)
             yield Output(path, key, lambda t=track, n=name, f=found, p=places: _page(board, t, n, f, p))  # type: ignore[misc]
             yield Output(path.replace(".html", ".csv"), key, lambda f=found: csv_of(f).encode())  # type: ignore[misc]
 
@@ -47,7 +47,12 @@ def _page(board: Board, track: str, name: str, rows: list[Row], places: list[tup
         quality=newest.quality_name,
         measure=views.measure(newest.quality_name),
         grid=grid(
-            f"{name} in {track}", rows, note.cases if note else {}, here=board.here, fixed=("track", "contender")
+            f"{name} in {track}",
+            rows,
+            note.cases if note else {},
+            here=board.here,
+            fixed=("track", "contender"),
+            item=note.item if note else "call",
         ),
         csv=f"{page_name(name)}.csv",
     )

@@ -24,7 +24,10 @@
   // What a row holds beside the columns every track has, in words.
   const also = (i) => others.filter((name) => name !== text("quality", i) && metric(name, i) !== null).map((name) => {
     const [words, isShare] = data.words[name];
-    return `${words} ${isShare && metric(name, i, "unit") === "ratio" ? share(metric(name, i)) : printed(name, i)}`;
+    const value = metric(name, i);
+    if (metric(name, i, "unit") !== "ratio") return `${words} ${printed(name, i)}`;
+    if (isShare) return `${words} ${share(value)}`;
+    return `${words} ${Number.isInteger(value) && Math.abs(value) < 1e6 ? value : printed(name, i)}`;
   });
 
   // ---- columns: what a cell says, and what it sorts by

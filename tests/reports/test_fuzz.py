@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from archbench.cells import Started, encode
+from archbench.cells import Span, Started, encode
 from archbench.reports.export import as_csv, as_json, as_markdown
 from archbench.reports.rows import load
 from archbench.reports.site import render
@@ -76,7 +76,9 @@ def run_file(i: int) -> bytes:
         run(identity=f"20260102T030405Z-{i:06x}"),
         note(),
         cell("base"),
-        cell(f"fast{i}", 0.5, series={"loss": [(0.0, 1.0), (1.0, 0.5)]}),
+        cell(
+            f"fast{i}", 0.5, series={"loss": [(0.0, 1.0), (1.0, 0.5)]}, spans=[Span("rank 0", "forward", 0.0, 0.5, 1)]
+        ),
         cell(f"gone{i}", status="crashed", reason="it died"),
         Started("attention", "len128", f"died{i}", "base"),
     ]

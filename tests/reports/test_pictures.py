@@ -168,7 +168,7 @@ def test_the_instruments_are_read_in_words_and_units(results: Results) -> None:
     (table,) = tables(rows, results.tracks["training"].cases, ["gpipe", "base"], "token")
     assert table.heads == [
         "tokens a second", "parameters", "gradients", "optimizer", "activations", "wire", "exposed communication share",
-        "slowest rank", "first step", "checkpoint", "cost of parallelism", "parameter error", "bubble share",
+        "slowest rank", "first step", "checkpoint", "cost of parallelism", "parameter error", "updates", "bubble share",
     ]  # fmt: skip
     assert [name for name, _ in table.rows][:2] == ["gpipe", "base"]
     read = dict(zip(table.heads, table.rows[0][1], strict=True))
@@ -200,6 +200,15 @@ def test_the_name_of_a_curve_says_its_axes(results: Results) -> None:
     assert "batch 16: 152 MiB" in [text for _, _, text in chart.lines[0].points]
 
 
+def test_there_is_no_half_rank_on_an_axis() -> None:
+    found = [Row(machine="m", commit="c", track="t", case="k", contender="x", status="ok",
+                 series={"own_time_s_over_rank": [(0.0, 0.1), (1.0, 0.102)]})]  # fmt: skip
+    (chart,) = curves(found, {"x": 0})
+    assert (chart.x_label, chart.y_label) == ("rank", "own time")
+    assert [text for _, text in chart.x_ticks] == ["0", "1"]
+    assert chart.y_ticks[0][1] == "100 ms"
+
+
 def test_names_in_words() -> None:
     assert axes_of("loss") == ("loss", "step")
     assert axes_of("divergence over learning rate") == ("divergence", "learning rate")
@@ -208,6 +217,7 @@ def test_names_in_words() -> None:
     ]  # fmt: skip
     assert said("x_share", Metric(0.5, "ratio")) == "50.0 %"
     assert said("x_share", Metric(0.5, "s")) == "500 ms"
+    assert [said("trials", Metric(value, "ratio")) for value in (12.0, 1.04, 1e9)] == ["12", "1.04", "1.00e+09"]
     names = ["save_s", "save_bytes", "save_formula_bytes", "bubble_share", "bubble_formula", "alone_formula_s"]
     assert predictions(names) == {"save_bytes": "save_formula_bytes", "bubble_share": "bubble_formula"}
 
