@@ -50,6 +50,15 @@ def test_a_small_csv_becomes_rows_with_their_source_that_nobody_ranks(tmp_path: 
     assert (second.source, second.metrics.keys()) == (f"{PAPER}#3", {"latency_s"})
 
 
+def test_the_table_of_the_manual_is_one(tmp_path: Path) -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "importing.md").read_text(encoding="utf-8")
+    take(tmp_path, manual.partition("```csv\n")[2].partition("```")[0])
+    results = load(tmp_path / "results")
+    (row,) = results.rows
+    assert (row.contender, row.metrics["latency_s"].value) == ("their_pipeline", 0.001)
+    assert results.tracks["parallel"].item == "token"
+
+
 def test_json_is_the_same_as_csv_and_twice_is_once(tmp_path: Path) -> None:
     content = f"{HEAD}\nattention,large,zero_2,{PAPER},2020-02-13,2000,,,\n"
     path = take(tmp_path, content)
