@@ -151,7 +151,7 @@ def test_a_pipeline_has_a_bubble_and_a_timeline() -> None:
     assert sent["wire_bytes"] >= sent["wire_formula_bytes"]
 
 
-def test_a_rank_that_works_ten_times_as_long_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_is_slower_shows_and_not_the_one_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
     ranks = started("lame")
     try:
@@ -159,9 +159,10 @@ def test_a_rank_that_works_ten_times_as_long_shows(monkeypatch: pytest.MonkeyPat
     finally:
         ranks.close()
     found = studies.talk(reports)
-    assert 4 < found["slowest_rank"] < 25  # ten times the passes, once the exchange and the optimizer
-    assert found["exposed_communication_share"] > 0.5  # the other one waits for it
-    assert reports[1].exposed_s < reports[0].exposed_s
+    assert found["slowest_rank"] > 4  # an update of the other takes hundredths of a second
+    assert min(whole - waited for whole, waited in zip(reports[1].profiled_s, reports[1].exposed_s, strict=True)) > 0.29
+    assert found["exposed_communication_share"] > 0.5
+    assert sum(reports[0].exposed_s) > sum(reports[1].exposed_s)
 
 
 def test_every_rank_leaves_a_trace_that_tensorboard_opens(replicas: tuple[Outcome, Path], tmp_path: Path) -> None:
