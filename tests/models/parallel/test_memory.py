@@ -95,13 +95,13 @@ def test_an_address_that_is_used_twice_is_a_gradient_only_while_it_is_one() -> N
         Allocation(1, a, 100),  # an activation
         Allocation(2, a, -100),
         Allocation(3, b, 30),
-        Allocation(4, a, 40),  # the gradient, at the activation's place
-        Allocation(6, a, -40),
+        Allocation(4, a, 400),  # the gradient, at the activation's place
+        Allocation(6, a, -400),
         Allocation(7, a, 70),  # and something else there afterwards
         Allocation(8, 0xC0, -500),  # older than the update
     ]
-    assert highest(replay, {a}, used_s=5) == Peak(others=100, everything=100, gradients=40)
-    assert highest(replay, set(), used_s=5) == Peak(others=100, everything=100, gradients=0)
+    assert highest(replay, {a}, used_s=5) == Peak(others=100, everything=430, gradients=400)
+    assert highest(replay, set(), used_s=5) == Peak(others=430, everything=430, gradients=0)
 
 
 def test_the_peak_of_the_process_sees_what_a_call_touches() -> None:
