@@ -1,6 +1,6 @@
 """The driver's side of a study: what it asks ranks beside the timed calls, and the numbers it makes of the answers.
 
-Of what ranks report the largest counts, because the rank that runs out of memory or comes last decides. Three answers
+Of what ranks report the largest counts, because the rank that runs out of memory or comes last decides. Two answers
 need ranks of their own: the first update of ranks that have just been started, and one worker alone, which is what an
 update of all ranks is compared with.
 
