@@ -16,7 +16,9 @@ from archbench.formatting import quantity
 from archbench.reports.export import MAIN
 from archbench.reports.row import Row
 from archbench.reports.words import is_share, predictions, said, share_text, words
+from archbench.training import unit_of
 
+UNITS = {"s": "seconds", "B": "bytes", "J": "joules"}
 MOST_CASES = 24  # of a machine
 MOST_COLUMNS = 32
 MOST_ROWS = 60
@@ -67,11 +69,18 @@ def _table(case: str, rows: Sequence[Row], item: str) -> Instruments:
     names = list(dict.fromkeys(name for row in rows for name in extra(row)))
     predicted = predictions(names)
     shown = [name for name in names if name not in predicted.values()][:MOST_COLUMNS]
-    heads = [*([f"{item}s a second"] if item != "call" else []), *map(words, shown)]
+    rate = [f"{item}s a second"] if item != "call" else []
+    heads = [*rate, *(f"{head}{_apart(name, shown)}" for name, head in zip(shown, map(words, shown), strict=True))]
     told = [(row.contender, [_reading(row, name, predicted) for name in shown]) for row in rows]
     if item != "call":
         told = [(row.contender, [_rate(row), *cells]) for row, (_, cells) in zip(rows, told, strict=True)]
     return Instruments(case, heads, told)
+
+
+def _apart(name: str, among: Sequence[str]) -> str:
+    """What tells the head of a column from another of the same words: "checkpoint" has bytes and seconds."""
+    alone = sum(words(other) == words(name) for other in among) == 1
+    return "" if alone else f" {UNITS.get(unit_of(name), '')}".rstrip()
 
 
 def _rate(row: Row) -> Reading:

@@ -63,6 +63,7 @@ class Stack:
     rows: list[tuple[str, list[tuple[str, str]], str]]
     width: int = WIDTH
     left: int = LEFT
+    right: int = WIDTH - RIGHT
 
 
 def stacks(
@@ -78,7 +79,10 @@ def stacks(
                 found[row.case].append(row)
         largest = {case: max(_total(row, names) for row in own) for case, own in found.items()}
         order = sorted(found, key=lambda case: (-largest[case], place.get(case, len(place)), case))
-        made += [_stack(title, case, found[case], names) for case in order[:MOST_CASES]]
+        # A part looks the same in every picture.
+        known = {name for own in found.values() for row in own for name in _parts(row, names)}
+        kinds = [name for name in dict.fromkeys(names) if name in known]
+        made += [_stack(title, case, found[case], kinds) for case in order[:MOST_CASES]]
     return made
 
 
@@ -93,12 +97,11 @@ def _total(row: Row, names: Sequence[str]) -> float:
     return sum(row.metrics[name].value for name in _parts(row, names))
 
 
-def _stack(title: str, case: str, rows: Sequence[Row], names: Sequence[str]) -> Stack:
-    ordered = sorted(rows, key=lambda row: (_total(row, names), row.contender))
+def _stack(title: str, case: str, rows: Sequence[Row], kinds: Sequence[str]) -> Stack:
+    ordered = sorted(rows, key=lambda row: (_total(row, kinds), row.contender))
     shown = ordered[:MOST_BARS]
-    kinds = [name for name in dict.fromkeys(names) if any(name in _parts(row, names) for row in shown)]
-    unit = shown[0].metrics[_parts(shown[0], names)[0]].unit
-    longest = max(max(_total(row, names), _reach(row, names)) for row in shown)
+    unit = shown[0].metrics[_parts(shown[0], kinds)[0]].unit
+    longest = max(max(_total(row, kinds), _reach(row, kinds)) for row in shown)
     bars = [_bar(row, kinds, TOP + i * (BAR + GAP), longest) for i, row in enumerate(shown)]
     marked = any(part.mark is not None for bar in bars for part in bar.parts)
     note = [
@@ -114,7 +117,7 @@ def _stack(title: str, case: str, rows: Sequence[Row], names: Sequence[str]) -> 
         ticks=[(round(LEFT + ACROSS * tick / longest, 1), quantity(tick, unit)) for tick in even_ticks(longest, unit)],
         marked=marked,
         height=TOP + len(bars) * (BAR + GAP) + AXIS,
-        rows=[(row.contender, _told(row, kinds), quantity(_total(row, names), unit)) for row in shown],
+        rows=[(row.contender, _told(row, kinds), quantity(_total(row, kinds), unit)) for row in shown],
     )
 
 

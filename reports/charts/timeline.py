@@ -18,7 +18,7 @@ from archbench.reports.row import Row
 from archbench.reports.timelines import by_lane, covered_s, working
 from archbench.reports.words import share_text
 
-WIDTH, LEFT, RIGHT = 860, 96, 92
+WIDTH, LEFT, RIGHT = 860, 96, 104
 ACROSS = WIDTH - LEFT - RIGHT
 LANE, GAP, HEAD, AXIS = 22, 3, 24, 40
 MOST_CONTENDERS = 12  # of a picture
@@ -74,6 +74,7 @@ class Timeline:
     rows: list[tuple[str, str, list[str], str]]
     width: int = WIDTH
     left: int = LEFT
+    right: int = WIDTH - RIGHT
 
 
 def timelines(rows: Sequence[Row], cases: Mapping[str, Mapping[str, Scalar]], order: Sequence[str]) -> list[Timeline]:
@@ -84,10 +85,12 @@ def timelines(rows: Sequence[Row], cases: Mapping[str, Mapping[str, Scalar]], or
         if _ends(working(row.spans))[1] > 0:
             found[row.case].append(row)
     known = [slug for slug in cases if slug in found]
+    # A kind of work looks the same in every picture.
+    kinds = list(dict.fromkeys(span.what for row in rows for span in working(row.spans)))
     room = MOST_BOXES
     made = []
     for case in [*known, *sorted(found.keys() - set(known))][:MOST_CASES]:
-        picture = _timeline(case, found[case], room)
+        picture = _timeline(case, found[case], kinds, room)
         room -= sum(len(lane.boxes) for group in picture.groups for lane in group.lanes)
         if picture.groups:
             made.append(picture)
@@ -100,7 +103,7 @@ def _ends(spans: Sequence[Span]) -> tuple[float, float]:
     return start, max((span.stop_s for span in spans), default=0.0) - start
 
 
-def _timeline(case: str, rows: Sequence[Row], room: int) -> Timeline:
+def _timeline(case: str, rows: Sequence[Row], kinds: Sequence[str], room: int) -> Timeline:
     shown: list[Row] = []
     left_out: list[str] = []
     for row in rows:
@@ -110,7 +113,7 @@ def _timeline(case: str, rows: Sequence[Row], room: int) -> Timeline:
         else:
             left_out.append(row.contender)
     longest = max((_ends(working(row.spans))[1] for row in shown), default=1.0)
-    kinds = list(dict.fromkeys(span.what for row in shown for span in working(row.spans)))
+    present = {span.what for row in shown for span in working(row.spans)}
     groups, table, y = [], [], 6
     for row in shown:
         group, told = _group(row, kinds, longest, y)
@@ -126,13 +129,13 @@ def _timeline(case: str, rows: Sequence[Row], room: int) -> Timeline:
     return Timeline(
         case=case,
         note=" ".join(filter(None, note)),
-        legend=[(min(i, COLOURS - 1), kind) for i, kind in enumerate(kinds)],
+        legend=[(min(i, COLOURS - 1), kind) for i, kind in enumerate(kinds) if kind in present],
         groups=groups,
         ticks=[
             (round(LEFT + ACROSS * tick / longest, 1), f"{1e3 * tick:.5g}") for tick in even_ticks(longest, most=10)
         ],
         height=y + AXIS,
-        kinds=kinds,
+        kinds=list(kinds),
         rows=table,
     )
 

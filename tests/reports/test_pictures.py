@@ -181,6 +181,29 @@ def test_the_instruments_are_read_in_words_and_units(results: Results) -> None:
     assert tables([row for row in rows if not row.metrics], {}, [], "token") == []
 
 
+def test_two_metrics_of_the_same_words_have_heads_of_their_own() -> None:
+    metrics = {"checkpoint_s": Metric(1.0, "s"), "checkpoint_bytes": Metric(8.0, "B"), "trials": Metric(3.0, "ratio")}
+    row = Row(machine="m", commit="c", track="t", case="k", contender="x", status="ok", metrics=metrics)
+    (table,) = tables([row], {}, [], "call")
+    assert table.heads == ["checkpoint seconds", "checkpoint bytes", "trials"]
+
+
+def test_a_kind_of_work_and_a_part_look_the_same_in_every_picture() -> None:
+    first = spanned(Span("r", "forward", 0, 1), Span("r", "backward", 1, 2), case="a")
+    second = spanned(Span("r", "update", 0, 1), Span("r", "backward", 1, 2), case="b")
+    assert [t.legend for t in timelines([first, second], {}, [])] == [
+        [(0, "forward"), (1, "backward")],
+        [(1, "backward"), (2, "update")],
+    ]
+    held = [{"a_bytes": Metric(2.0, "B"), "b_bytes": Metric(2.0, "B")}, {"b_bytes": Metric(2.0, "B")}]
+    rows = [
+        Row(machine="m", commit="c", track="t", case=f"case {i}", contender="x", status="ok", metrics=metrics)
+        for i, metrics in enumerate(held)
+    ]
+    found = stacks(rows, {}, {"memory": ["a_bytes", "b_bytes"]})
+    assert [[part.kind for part in stack.bars[0].parts] for stack in found] == [[0, 1], [1]]
+
+
 def test_every_number_is_in_the_exports(results: Results) -> None:
     head, *lines = as_csv(results).splitlines()
     names = {name for row in results.rows for name in row.metrics}
