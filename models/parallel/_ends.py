@@ -58,30 +58,38 @@ def note(folder: Path, rank: int, error: BaseException) -> None:
     write_atomically(folder / f"end-{rank}.json", msgspec.json.encode(end))
 
 
-def gathered(folder: Path, node: int, codes: Mapping[int, int], ended_s: Mapping[int, float]) -> list[End]:
-    """The ends of this node's ranks.
+def gathered(
+    folder: Path, node: int, begins: int, exits: Mapping[int, tuple[int, int]], ended_s: Mapping[int, float]
+) -> list[End]:
+    """The ends of this node's ranks, which ``begins`` is the first of.
 
-    ``codes`` are the exit codes and ``ended_s`` the moments of the processes that have ended, by process id.
+    ``exits`` are the local ranks and exit codes of the processes that failed, ``ended_s`` the moments at which any
+    ended, by process id. One that left with 0 is known by what it wrote when it began.
     """
-    found = []
+    places = {pid: local for pid, (local, _) in exits.items()}
     for path in folder.glob("pid-*"):
         pid, place = int(path.name.removeprefix("pid-")), path.read_text().split()
-        if len(place) != len(("rank", "local")) or (pid not in codes and pid not in ended_s):
-            continue
-        rank, local = map(int, place)
+        if pid in ended_s and len(place) == len(("rank", "local")):
+            places.setdefault(pid, int(place[1]))
+    found = []
+    for pid, local in places.items():
+        rank = begins + local
         ended = End(rank=rank, at_s=ended_s.get(pid, time.monotonic()))
         if (folder / f"end-{rank}.json").exists():
             ended = msgspec.json.decode((folder / f"end-{rank}.json").read_bytes(), type=End)
+        _, code = exits.get(pid, (local, 0))
         lines = last_lines(folder / "logs", local)
-        found.append(msgspec.structs.replace(ended, node=node, code=codes.get(pid, 0), lines=lines))
+        found.append(msgspec.structs.replace(ended, node=node, code=code, lines=lines))
     return found
 
 
 def first(ends: Iterable[End]) -> End | None:
     """The end that the others follow from; None where nothing ended."""
     known = sorted(ends, key=lambda end: end.at_s)
-    causes = [end for number, end in enumerate(known) if number == 0 or end.code != -signal.SIGTERM or end.said]
-    return min(causes, key=lambda end: (end.lost, end.at_s), default=None)
+    # SIGTERM is how the supervisor ends those that are left. Somebody else may have sent it to the very first.
+    asked = [end.code == -signal.SIGTERM and not end.said for end in known]
+    weight = [3 * (asked[n] and n > 0) or 2 * end.lost or asked[n] for n, end in enumerate(known)]
+    return next((end for end, own in zip(known, weight, strict=True) if own == min(weight)), None)
 
 
 def last_lines(logs: Path, local_rank: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Everything they leave is in one folder: notes of progress, process ids, logs, wh
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -31,6 +32,8 @@ from archbench.track import Failed, Unavailable
 
 NOTE = struct.Struct("<qqd")  # of a rank: calls begun, updates begun, seconds of the clock
 CLEARING_S = 5.0
+PREFIX, HELD = "archbench-ranks-", "held"  # a folder, and the file in it that its owner keeps locked
+OLD_S = 60.0
 LAUNCHER = "archbench.models.parallel._launcher"
 
 
@@ -40,7 +43,10 @@ class Group:
     def __init__(self, spec: dict[str, Any], nodes: Nodes) -> None:
         """``spec``: module, case, size, ranks_per_node, cap_bytes, run_id. Call ``start`` next."""
         self.nodes = nodes
-        self.folder = Path(tempfile.mkdtemp(prefix="archbench-ranks-"))
+        sweep(Path(tempfile.gettempdir()))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._held = os.open(self.folder / HELD, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(self._held, fcntl.LOCK_EX)
         self.notes = _notes(self.folder / "notes", spec["size"])
         self._kills = out_of_memory_kills()
         own = {"folder": str(self.folder), "nodes": asdict(nodes), "node_rank": nodes.rank, "starter": os.getpid()}
@@ -57,7 +63,7 @@ class Group:
                 stderr=log,
                 process_group=0,  # Ctrl-C is for us; the session stays, by which a run finds what it started
             )
-        self.end = weakref.finalize(self, _end, self.launcher, self.folder, os.getpid())
+        self.end = weakref.finalize(self, _end, self.launcher, self.folder, self._held, os.getpid())
 
     def failure(self) -> Failed | Unavailable:
         """Why the group ended, where nobody asked it to."""
@@ -76,6 +82,15 @@ class Group:
         return End(rank=None, node=self.nodes.rank, code=code, lines=tuple(lines[-LAST_LINES:]))
 
 
+def sweep(parent: Path) -> None:
+    """Remove folders whose owner was killed together with its launcher: nobody else is there to do it."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), (folder / HELD).open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(held.fileno()).st_mtime > OLD_S:  # a new one is locked in a moment
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _notes(path: Path, size: int) -> mmap.mmap:
     """A word of progress from each rank of this host."""
     path.write_bytes(bytes(NOTE.size * size))
@@ -92,7 +107,7 @@ def pids(folder: Path) -> dict[int, int]:
     return found
 
 
-def _end(launcher: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
+def _end(launcher: subprocess.Popen[bytes], folder: Path, held: int, owner: int) -> None:
     """Nothing is left of a group: the launcher's process group, and the ranks, which have sessions of their own."""
     if os.getpid() != owner:  # a fork of the owner ends: the group is not its own
         return
@@ -111,6 +126,7 @@ def _end(launcher: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
     while any(_lives(process) for process in left) and time.monotonic() < until:
         time.sleep(0.01)
     shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
 
 
 def _lives(process: psutil.Process) -> bool:

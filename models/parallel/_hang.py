@@ -13,14 +13,17 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
 
 STACK_S = 2.0  # for a stack to be dumped
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
-_WAITS = re.compile(r"/torch/distributed/|/torch/autograd/graph\.py|/multiprocessing/connection\.py")
-_INNERMOST = 4  # frames that can tell a wait
+_LIBRARY = re.compile(r"/torch/|/multiprocessing/")
+_WAITS = re.compile(
+    r"/torch/distributed/|/torch/nn/parallel/|/torch/autograd/graph\.py|/multiprocessing/connection\.py"
+)
 
 
 def late(folder: Path, pids: Mapping[int, int], notes: Sequence[tuple[int, int]], here: range, nodes: int) -> str:
@@ -59,8 +62,9 @@ def _place(folder: Path, pid: int | None, rank: int) -> str:
     frames = _stack(folder / f"stack-{rank}")
     if not frames:
         return "says nothing"
-    waits = any(_WAITS.search(frame["file"]) for frame in frames[:_INNERMOST])
-    own = next((frame for frame in frames if "/torch/" not in frame["file"]), frames[0])
+    within = list(takewhile(lambda frame: _LIBRARY.search(frame["file"]), frames))
+    waits = any(_WAITS.search(frame["file"]) for frame in within)
+    own = frames[len(within)] if len(within) < len(frames) else frames[0]
     return f"{'waits' if waits else 'is'} in {own['function']} ({Path(own['file']).name}:{own['line']})"
 
 

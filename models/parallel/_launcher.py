@@ -149,15 +149,17 @@ def launch(spec: dict[str, Any], nodes: Nodes) -> End | None:
     config, command, rest = config_from_args(get_args_parser().parse_args(arguments(spec, nodes)))
     watch = Watch(spec["ranks_per_node"])
     watch.start()
-    codes: Mapping[int, int] = {}
+    exits: Mapping[int, tuple[int, int]] = {}
     try:
         elastic_launch(config=config, entrypoint=command)(*rest)
     except ChildFailedError as error:
-        codes = {failed.pid: failed.exitcode for failed in error.failures.values()}
+        exits = {failed.pid: (failed.local_rank, failed.exitcode) for failed in error.failures.values()}
     except Exception as error:  # noqa: BLE001 - the rendezvous, a signal: whatever it was, the driver is told
         return End(rank=None, node=nodes.rank, said=told(error))
-    asked_to = not codes and not any(folder.glob("end-*.json"))
-    return None if asked_to else first(gathered(folder, nodes.rank, codes, watch.ended_s))
+    if not exits and not any(folder.glob("end-*.json")):
+        return None
+    begins = nodes.rank * int(spec["ranks_per_node"])
+    return first(gathered(folder, nodes.rank, begins, exits, watch.ended_s))
 
 
 def main(path: Path) -> int:

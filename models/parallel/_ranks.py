@@ -92,7 +92,7 @@ class Ranks:
         socket: Any = listener._listener._socket  # type: ignore[attr-defined]  # accept() has no time limit of its own
         socket.settimeout(LOOK_S)
         until = time.monotonic() + START_S
-        with listener:
+        try:
             while True:
                 try:
                     return listener.accept()
@@ -100,6 +100,9 @@ class Ranks:
                     self._alive()
                     if time.monotonic() > until:
                         raise self._hanging(START_S) from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # where the group has ended, its folder is gone
+                listener.close()
 
     def _alive(self) -> None:
         if self._group.launcher.poll() is not None:
