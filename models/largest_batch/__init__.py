@@ -88,9 +88,10 @@ def _batch_of_16(cap_mib: int, **changes: Any) -> LargestBatchCase:
 NOTES = """\
 How many sequences can one update have? A **search** tries batches, each in fresh processes: two updates, because the
 optimizer's state exists only after the first. It begins with the case's smallest batch and with twice as much; the line
-through their highest memory says where the cap should be met. From there it goes up or down by one step, two, four
-until the answer changes, and halves what is left down to one step. So it ends with a batch that was tried and fits, and
-one a step larger that was tried and does not. Only running out of memory counts as not fitting.
+through their highest memory says where the cap should be met; where that is far, it tries four times as much first.
+Then it goes up or down by one step, two, four until the answer changes, and halves what is left down to one step. So
+it ends with a batch that was tried and fits, and one a step larger that was tried and does not. Only running out of
+memory counts as not fitting.
 
 **The cap on a CPU** is `RLIMIT_DATA` of each rank: private memory it may write to, with that of the interpreter and of
 PyTorch (`empty_bytes`: a rank with a model of almost no size). Ranks give every block of 128 KiB or more a mapping of

@@ -27,6 +27,7 @@ from archbench.track import Device, Failed, Unavailable
 from archbench.training import Outcome
 
 MOST = 4096  # times the smallest batch: a search that comes so far has no end
+REACH = 4
 Cut = Literal["ranks", "micro_batches", "nothing"]
 
 
@@ -86,17 +87,26 @@ class Searching:
         elif not fits(2 * first):
             found = largest(fits, first + first // 2, case.step, first, 2 * first)
         else:
-            slope, fixed = line({batch: trials[batch].peak_bytes for batch in (first, 2 * first)})
-            most = MOST * first
-            guess = min(most, int((case.cap_bytes - fixed) / slope)) if slope > 0 else most
-            found = largest(fits, guess, case.step, 2 * first, most + case.step)
-            if found == most:
-                raise Failed("timeout", f"{most} sequences still fit into {case.cap_mib} MiB: the search has no end")
+            found = self._beyond(fits, trials, first, 2 * first)
         if found == 0:
             raise Failed(
                 "oom", f"not even {case.step} sequences fit into {case.cap_mib} MiB: {trials[case.step].reason}"
             )
         return found
+
+    def _beyond(self, fits: Callable[[int], bool], trials: dict[int, Trial], before: int, low: int) -> int:
+        """Where both batches fit. A line is trusted so far as ``REACH`` times what it was drawn through."""
+        case = self.case
+        while low < MOST * case.training.batch:
+            slope, fixed = line({batch: trials[batch].peak_bytes for batch in (before, low)})
+            far = REACH * low
+            guess = min(far, int((case.cap_bytes - fixed) / slope)) if slope > 0 else far
+            if guess < far:
+                return largest(fits, guess, case.step, low, (MOST + 1) * case.training.batch)
+            if not fits(far):
+                return largest(fits, (low + far) // 2, case.step, low, far)
+            before, low = low, far
+        raise Failed("timeout", f"{low} sequences still fit into {case.cap_mib} MiB: the search has no end")
 
     def _tried(self, journal: Journal, seed: int, batch: int) -> Trial:
         done = journal.known(seed, batch)

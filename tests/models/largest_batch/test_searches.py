@@ -46,13 +46,13 @@ a_search(CASE).run(0, "cpu")
 class Computed:
     """Trials of a straight line, as ``trial`` makes them; remembers the batches."""
 
-    def __init__(self, sequence: int = SEQUENCE, bend: float = 0.0) -> None:
-        self.sequence, self.bend = sequence, bend
+    def __init__(self) -> None:
+        self.sequence, self.bend, self.least = SEQUENCE, 0.0, 0
         self.asked: list[int] = []
 
     def __call__(self, module: str, case: ParallelCase, size: int, cap_bytes: int, seed: int) -> Trial:
         self.asked.append(case.batch)
-        peak = FIXED + self.sequence * case.batch + int(self.bend * case.batch**2)
+        peak = FIXED + max(self.least, self.sequence * case.batch + int(self.bend * case.batch**2))
         return Trial(case.batch, True, peak) if peak <= cap_bytes else Trial(case.batch, False, reason="out of memory")
 
 
@@ -102,6 +102,14 @@ def test_whatever_the_line_says_the_end_was_tried(computed: Computed, sequence: 
     assert peaks[0] <= CASE.cap_bytes < peaks[1]
 
 
+def test_a_line_that_points_far_is_tried_out_before_it_is_followed(computed: Computed) -> None:
+    computed.sequence, computed.least = 2 * MIB, 100 * MIB  # flat up to 50: the optimizer's moment is the highest
+    assert a_search().run(0, "cpu").metrics["largest_batch"] == 300
+    assert computed.asked[:3] == [16, 32, 128]
+    assert max(computed.asked) < 350
+    assert len(computed.asked) < 12
+
+
 def test_where_not_even_a_step_fits_the_cell_says_so(computed: Computed) -> None:
     computed.sequence = 200 * MIB
     with pytest.raises(Failed, match="not even 4 sequences fit into 1000 MiB: out of memory") as failed:
@@ -111,7 +119,7 @@ def test_where_not_even_a_step_fits_the_cell_says_so(computed: Computed) -> None
 
 def test_a_batch_without_an_end_is_given_up(computed: Computed) -> None:
     computed.sequence = 0
-    with pytest.raises(Failed, match="65536 sequences still fit into 1000 MiB"):
+    with pytest.raises(Failed, match="131072 sequences still fit into 1000 MiB"):
         a_search().run(0, "cpu")
 
 
