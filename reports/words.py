@@ -8,7 +8,8 @@ is of ``bubble_share``. A curve's name may say what it goes over: ``peak_bytes_o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from archbench.cells import Metric
 from archbench.formatting import quantity, significant
@@ -43,9 +44,13 @@ def said(name: str, metric: Metric) -> str:
     return f"{metric.value:.0f}" if counted else quantity(metric.value, metric.unit)
 
 
-def predictions(names: Iterable[str]) -> dict[str, str]:
+def predictions(names: Iterable[str]) -> Mapping[str, str]:
     """By metric, the name of the one that holds what a formula predicts of it, among ``names``."""
-    known = list(names)
+    return _predictions(tuple(names))
+
+
+@lru_cache(maxsize=512)
+def _predictions(known: tuple[str, ...]) -> Mapping[str, str]:
     plain = [name for name in known if FORMULA not in _parts(name)]
     found = {}
     for name in known:
