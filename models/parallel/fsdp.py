@@ -1,6 +1,6 @@
 """Fully sharded data parallelism (FSDP2): parameters, gradients and optimizer state are cut over the ranks.
 
-A block's parameters are gathered before it is used and freed afterwards, in the forward and again in the backward;
+Parameters are gathered before their blocks are used and freed afterwards, in the forward and again in the backward;
 gradients are averaged and scattered. Optimizer state never exists in whole.
 
 Source: Zhao et al. 2023, arXiv:2304.11277; Rajbhandari et al. 2019, arXiv:1910.02054 (ZeRO)

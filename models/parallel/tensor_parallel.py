@@ -60,9 +60,10 @@ class TensorParallel(Replicas):
         return local(loss.detach())
 
     def weights_formula(self) -> float:
+        """Matrices and their columns' biases are cut; what is added after a sum, and the norms, every rank has."""
         parameters = list(self.model.parameters())
-        cut = sum(parameter.numel() for parameter in parameters if isinstance(parameter, DTensor))
-        return sum(parameter.numel() for parameter in parameters) - cut * (1 - 1 / self.world.size)
+        cut = sum(p.numel() for p in parameters if isinstance(p, DTensor) and p.placements[0].is_shard())
+        return super().weights_formula() - cut * (1 - 1 / self.world.size)
 
     def wire_formula(self) -> float:
         """Of each block four sums of (B, L, D), of the head one, and the embedding is gathered."""
