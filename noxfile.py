@@ -97,6 +97,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def profile(session: nox.Session) -> None:
+    """Open traces in TensorBoard: nox -s profile -- DIR (docs/traces.md)."""
+    install(session)
+    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[profile]")
+    python(session, "-m", "tensorboard.main", "--logdir", *(session.posargs or ["traces"]))
+
+
+@nox.session(python=False, default=False)
 def edge(session: nox.Session) -> None:
     """Compile llama.cpp's bindings (minutes, once) and test the edge track with them."""
     install(session)

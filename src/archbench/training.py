@@ -64,12 +64,14 @@ def unit_of(metric: str) -> str:
 
 
 def over_seeds(name: str, values: Sequence[float]) -> Metric:
-    """The runs' values as one number: their mean with Student's interval, which one run alone does not have.
+    """The runs' values as one number: their mean with Student's interval. One run alone is its own, without one.
 
     Times and sizes are positive and skewed: theirs is the geometric mean.
     """
+    if len(values) == 1:
+        return Metric(values[0], unit_of(name))
     if unit_of(name) != "ratio" and min(values) > 0:
         found = mean_interval([math.log(value) for value in values]).exp()
     else:
         found = mean_interval(values)
-    return Metric(found.value, unit_of(name), (found.lo, found.hi) if found.n > 1 else None, found.n)
+    return Metric(found.value, unit_of(name), (found.lo, found.hi), found.n)

@@ -16,7 +16,7 @@ from archbench.cli import measuring
 from archbench.harness import front, trace
 from archbench.harness.gate import Examiner
 from archbench.track import Call, Contender
-from toy_track import TRACK, honest
+from toy_track import TRACK, honest, measured
 
 CASE = TRACK.test_cases[0]
 COMMIT = "a" * 40
@@ -109,7 +109,7 @@ def test_only_what_was_measured_can_miss_a_trace(tmp_path: Path) -> None:
     assert trace.missing(tmp_path, [*cells, cells[1]]) == {"toy": ["native"], "other": ["native"]}
 
 
-def measured(tmp_path: Path, asked: list[Path | None]) -> Callable[..., front.Outcome]:
+def done(tmp_path: Path, asked: list[Path | None]) -> Callable[..., front.Outcome]:
     """In the place of a run: looks what it would hand on to its processes."""
 
     def run(*_: Any, **__: Any) -> front.Outcome:
@@ -127,7 +127,7 @@ def test_the_run_hands_the_folder_on_and_says_once_who_left_none(
 ) -> None:
     asked: list[Path | None] = []
     monkeypatch.chdir(Path(__file__).parents[2])
-    monkeypatch.setattr(front, "run", measured(tmp_path, asked))
+    monkeypatch.setattr(front, "run", done(tmp_path, asked))
     monkeypatch.setattr("archbench.harness.plan.plan", lambda *_: SimpleNamespace(left_out=[], cases={}, total=0))
     monkeypatch.setattr("archbench.hardware.preflight.preflight", lambda **_: [])
     said: list[str] = []
@@ -137,3 +137,11 @@ def test_the_run_hands_the_folder_on_and_says_once_who_left_none(
     assert [line for line in said if "trace" in line] == ["no trace of toy: torch does nothing in native"] * wanted
     assert trace.VARIABLE not in os.environ
     assert "traced" in capsys.readouterr().out
+
+
+def test_a_measured_cell_leaves_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="what is traced is torch's")
+    with trace.asked_for(tmp_path):
+        cell = measured(monkeypatch, lambda case: lambda x: (torch.from_numpy(x) * 2).numpy())
+    assert cell.status == "ok"
+    assert len(traces(tmp_path)) == 1

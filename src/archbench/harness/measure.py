@@ -22,6 +22,7 @@ from archbench.checks import Wrong
 from archbench.discovery import Loaded, load_contender, track_modules
 from archbench.hardware.load import Watch
 from archbench.hardware.meters import peak_device_bytes, peak_host_bytes
+from archbench.harness import trace
 from archbench.harness.energy import energy_of
 from archbench.harness.gate import Examiner
 from archbench.harness.neighbours import crowding, wait_for_quiet
@@ -251,5 +252,6 @@ def _measure(
     if energy is not None:
         extra["energy_j"] = Metric(value=energy.joules / items, unit="J")
     study: Study = settle(lambda: STUDIES[track.protocol](asked)) if track.protocol in STUDIES else NONE
+    settle(lambda: trace.leave(asked, inputs))
     settle(intact)
     return replace(found, metrics=found.metrics | extra, error=error), study, energy
