@@ -106,6 +106,32 @@ def skip(case: ParallelCase, place: Place) -> str | None:
     return None if place.device == "cuda" or case.world <= place.cores else f"needs {case.world} cores, a rank each"
 
 
+NOTES = """\
+Every contender trains the same model on the same tokens from the same weights with the same AdamW, and a call is
+right only if its losses and all parameters afterwards are those of one process in float64. A call is two updates;
+ranks are processes of their own that PyTorch's launcher started once, and those of the side whose turn it is not wait
+without using a core. `single` has all cores for one process. On two cores two ranks have a core each: what is
+compared here is how the work is cut and how much has to be said, not how many cores there are.
+
+`differs` are those that round more than float32 does; they have bounds of their own and are not ranked.
+
+**Beside the clock** a cell's ranks are looked at in some more updates. All numbers are of the largest, slowest or
+last rank, and lower is better. *Memory by kind* is counted by what tensors really occupy, each kind at its own
+highest moment; `activations_bytes` is everything that lives only during an update: activations, gathered parameters,
+buffers. `tensors_bytes` is what came together at one moment, `peak_bytes` the whole process with PyTorch's libraries.
+`wire_bytes` is what a rank sends in an update, as the kernel counts it on its connections; gloo makes a
+reduce-scatter as an all-reduce, so sharded training sends more on it than $3 \\frac{W-1}{W} P s$.
+`exposed_communication_share` is the time of an update in which a communication is under way and the rank computes
+nothing. What is left of the update is the rank's own time: `slowest_rank` is the largest of these in medians of the
+others', 1 where all are alike, 10 where one has a tenth of a core. `bubble_share` is the idle time between a
+pipeline's first pass and its last, beside $(K-1)/(M+K-1)$.
+
+`cost_of_parallelism` is $W t / t_1$: worker seconds of an update in those of one worker that makes it alone with its
+share of the machine, so 1 is perfect scaling, and scaling efficiency is one over it. `first_step_s` counts from the
+start of the launcher to the end of the first update, imports included. `checkpoint_s` is until parameters and
+optimizer state are synced to a disk; they are read again, and all bits must be back. `parameter_error` is the
+distance of all parameters from the float64 reference after an update, relative to what the update changed."""
+
 TRACK = Track(
     name="parallel",
     question="Which way of cutting up training is fastest at equal updates?",
@@ -131,5 +157,6 @@ TRACK = Track(
     items=lambda case: case.steps * case.batch * case.length,
     protocol="instrumented",
     stacks={"Memory of a rank": ("parameters_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes")},
-    on_request="20 minutes",
+    on_request="about 45 minutes",
+    notes=NOTES,
 )
