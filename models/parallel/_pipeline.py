@@ -123,8 +123,6 @@ class OwnPipeline(Pipeline):
             self._losses.append(result.detach())
         else:
             self._outputs.send(result.detach(), part)
-            if part == 0:  # the stage behind idles until it comes; on a CPU our next pass would slow the transfer
-                self._outputs.close()
         if slot.keeps:
             self._results[part] = result
 
