@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from archbench.models.parallel import ParallelCase, make_inputs
 from archbench.models.parallel._gate import EXACT, Bounds, judge, judge_parameters
 from archbench.models.parallel._model import language_model
 from archbench.models.parallel._trainer import World
+from archbench.models.parallel._wire import sent_bytes
 from archbench.track import Unavailable
 
 STRATEGIES = {
@@ -29,6 +31,8 @@ CASES = {  # a number of layers that is odd, a length that no rank count divides
     2: ParallelCase(3, 32, 15, 6, micro_batches=3, vocabulary=66, steps=3),
     4: ParallelCase(3, 32, 15, 8, micro_batches=4, vocabulary=66, world=4, steps=3),
 }
+# Gloo's reduce-scatter sends what an all-reduce does, twice what a ring needs: in formulas' bytes.
+SCATTERED = {"fsdp": 4 / 3, "fsdp_recompute": 4 / 3, "fsdp_bf16": 12 / 8, "fsdp_pp": 3 / 2}
 SEEDS = (3, 4)  # of calls, one after the other: the second begins again
 
 
@@ -41,6 +45,8 @@ class Seen(NamedTuple):
     state: int  # numbers of optimizer state
     formula: float | None
     what: set[str]  # of its marks
+    sent: int  # bytes, in one more update
+    wire: float | None  # the formula of that
 
 
 def trained(contender: str, case: ParallelCase, rank: int) -> Seen:
@@ -62,7 +68,13 @@ def trained(contender: str, case: ParallelCase, rank: int) -> Seen:
     states = [value for state in trainer.optimizer.state.values() for value in state.values() if value.dim()]
     state = sum((value.to_local() if isinstance(value, DTensor) else value).numel() for value in states)
     marks = {mark.what for mark in trainer.marks()}
-    return Seen(answers, parameters, held, state, trainer.weights_formula(), marks)
+    formula = trainer.weights_formula()
+    batch = torch.from_numpy(make_inputs(case, SEEDS[0], "cpu")[0])[0]
+    distributed.barrier()
+    before = sent_bytes() or 0
+    trainer.step(batch)
+    sent = (sent_bytes() or 0) - before
+    return Seen(answers, parameters, held, state, formula, marks, sent, trainer.wire_formula())
 
 
 def work(rank: int, size: int, folder: Path) -> None:
@@ -119,6 +131,15 @@ def test_ranks_hold_what_the_formula_says_and_two_numbers_of_state_for_each(rank
         assert rank.formula is not None
     # The sum: where ranks do not divide a parameter's first axis, one has a row more than another.
     assert sum(rank.held for rank in ranks[key]) == pytest.approx(sum(rank.formula for rank in ranks[key]), rel=1e-9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a connection's bytes")
+@every
+def test_bytes_on_the_wire_are_those_of_the_formula(ranks: Any, key: tuple[str, int]) -> None:
+    expected = SCATTERED.get(key[0], 1.0)
+    for rank in ranks[key]:
+        # At most a tenth more: messages have headers, and shards of uneven length are padded.
+        assert 0.97 * expected < rank.sent / rank.wire < 1.1 * expected
 
 
 def test_sharding_halves_parameters_and_state(ranks: Any) -> None:
