@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 STACK_S = 2.0  # for a stack to be dumped
+NOT_BEGUN = "not begun"
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 _LIBRARY = re.compile(r"/torch/|/multiprocessing/")
 _WAITS = re.compile(
@@ -36,7 +37,7 @@ def late(folder: Path, pids: Mapping[int, int], notes: Sequence[tuple[int, int]]
     ours = next((group for group in (stopped, behind, busy) if 0 < len(group) < len(here)), [])
     elsewhere = [rank for rank in range(len(notes)) if rank not in here]
     shown = "; ".join(f"rank {rank}: {where[rank]}, {_progress(notes[rank])}" for rank in ours or here)
-    if elsewhere and not ours and not busy:
+    if elsewhere and not ours and all(where[rank] == NOT_BEGUN for rank in busy):
         size = len(here)
         far = " and ".join(f"rank {rank} on node {rank // size}" for rank in elsewhere)
         return f"no word from {far}; {shown}"
@@ -54,7 +55,7 @@ def _progress(note: tuple[int, int]) -> str:
 def _place(folder: Path, pid: int | None, rank: int) -> str:
     """Where a rank is: "stopped", "waits in FUNCTION (FILE:LINE)", "in FUNCTION (FILE:LINE)"."""
     if pid is None:
-        return "not begun"
+        return NOT_BEGUN
     with contextlib.suppress(psutil.Error, OSError):
         if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
             return "stopped"

@@ -37,7 +37,7 @@ from archbench.reasons import told
 
 WORKER = "archbench.models.parallel._worker"
 LOOK_S = 0.1  # how often the supervisor looks at its ranks, and this process at the one that started it
-JOIN_S = 120  # until all hosts are at the rendezvous
+JOIN_S = 600  # until all hosts are at the rendezvous; the driver gives up before
 OTHERS_S = 5.0  # for another host to say what happened there
 
 

@@ -102,3 +102,5 @@ def test_where_all_wait_here_the_others_are_named(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert re.match(r"no word from rank 1 on node 1; rank 0: waits in all_reduce", said)
+    said = late(tmp_path, {}, [(0, 0), (0, 0)], range(1), 2)
+    assert said == "no word from rank 1 on node 1; rank 0: not begun, before the first call"

@@ -15,14 +15,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
 
 from archbench.models.parallel import TRACK
+from archbench.models.parallel._board import about, differences
+from archbench.models.parallel._ranks import Ranks
 from archbench.nodes import Nodes
+from archbench.track import Failed
 from working_copy import Copy
 
+WORKER = "archbench.models.parallel._worker"
 CASE = TRACK.test_cases[0]
 # The copy's track has one small case to measure, and is done with it quickly.
 SMALL = """
@@ -115,6 +120,44 @@ def test_a_run_across_two_networks_gives_the_losses_of_one_process(
     records = files[0].read_text().splitlines()
     assert '"nodes":2' in records[0]
     assert f'"case":"{CASE.slug}","contender":"ddp","status":"ok"' in records[-1]
+
+
+def side(verb: str, nodes: Nodes) -> subprocess.Popen[str]:
+    """What stands beside a run on each host."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "archbench.models.parallel._nodes", verb],
+        env=os.environ | nodes.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_ranks_of_two_hosts_train_fail_and_end_together() -> None:
+    """Without namespaces: both hosts have the loopback's address."""
+    first, second = (Nodes(2, rank, f"127.0.0.1:{port}") for port in [free_port()] for rank in range(2))
+    tokens = TRACK.make_inputs(CASE, 5, "cpu")
+    with side("lead", first) as leader, side("follow", second) as follower:
+        group = Ranks("archbench.models.parallel.ddp", CASE, 2, first)
+        assert TRACK.gate(CASE, tokens, group.ask("train", *tokens)) < 1e-3
+        far = [one for one in psutil.Process(follower.pid).children(recursive=True) if WORKER in one.cmdline()]
+        assert len(far) == 1
+        far[0].kill()
+        with pytest.raises(Failed, match=r"^rank 1 on node 1 was killed by SIGKILL"):
+            group.ask("train", *tokens)
+        leader.kill()
+        assert follower.stdout is not None
+        assert f"the first host at {first.endpoint} is gone" in follower.stdout.read()
+        assert follower.wait(60) == 1
+        assert not psutil.pid_exists(far[0].pid)
+
+
+def test_what_differs_between_hosts_is_named() -> None:
+    here = about()
+    assert differences(here, dict(here)) == ""
+    said = differences(here, here | {"torch": "1.0"})
+    assert said == f"torch {here['torch']} here and 1.0 on the first host"
 
 
 def test_a_port_that_is_taken_is_named(small: Copy) -> None:
