@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -55,13 +58,21 @@ def ranks(order: str, monkeypatch: pytest.MonkeyPatch, size: int = 2) -> Ranks:
     return Ranks("wayward", CASE, size)
 
 
-def test_a_rank_that_is_killed_is_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    group = ranks("", monkeypatch)
-    group.ask("train", TOKENS)
-    os.kill(pids(group._group.folder)[1], signal.SIGKILL)
-    began = time.monotonic()
-    with pytest.raises(Failed, match=r"^rank 1 was killed by SIGKILL") as failed:
+def ask_for_ever(group: Ranks) -> NoReturn:
+    while True:
         group.ask("train", TOKENS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rank_that_is_killed_is_the_one_that_is_named(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At random moments of random calls; ``tests/parallel_faults.py`` does it to a run that measures."""
+    chance = random.Random(seed)
+    group = ranks("", monkeypatch)
+    victim = chance.randrange(2)
+    threading.Timer(chance.uniform(0, 0.5), os.kill, (pids(group._group.folder)[victim], signal.SIGKILL)).start()
+    began = time.monotonic()
+    with pytest.raises(Failed, match=rf"^rank {victim} was killed by SIGKILL") as failed:
+        ask_for_ever(group)
     assert failed.value.status == "crashed"
     assert time.monotonic() - began < 30  # not a measurement: what the reader of a run was promised
 
