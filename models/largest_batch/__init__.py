@@ -127,6 +127,6 @@ TRACK: Track[LargestBatchCase] = Track(
     items=lambda case: parallel.TRACK.items(case.training),
     protocol="training",
     quality="cap_share_per_sequence",
-    on_request="25 minutes",
+    on_request="50 minutes",
     notes=NOTES,
 )
