@@ -94,7 +94,7 @@ class Watch(threading.Thread):
             for pid in _ranks_here() - set(handles.values()) - set(self.ended_s):
                 with contextlib.suppress(ProcessLookupError):
                     handles[os.pidfd_open(pid)] = pid
-            self._see(handles, LOOK_S / 2)
+            self._see(handles, LOOK_S)
         while handles:
             self._see(handles, None)
 

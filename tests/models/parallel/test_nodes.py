@@ -6,6 +6,7 @@ In the namespaces each host has an address, an interface and a loopback of its o
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -17,9 +18,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 
+from archbench.cli import app
 from archbench.models.parallel import TRACK
 from archbench.models.parallel._board import about, differences
 from archbench.models.parallel._ranks import Ranks
@@ -200,3 +203,11 @@ def test_rows_of_several_hosts_are_never_those_of_one() -> None:
     assert Nodes.told(both.environment()) == both
     assert (both.host, both.port, both.name("board"), both.facts()) == ("node01", 29400, "board-2-nodes", {"nodes": 2})
     assert (Nodes().environment(), Nodes().name("board"), Nodes().facts()) == ({}, "board", {})
+
+
+def test_the_page_names_options_there_are() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "several-hosts.md").read_text()
+    named = set(re.findall(r"(?<!\S)--(?:nnodes|node-\w+|rdzv-\w+)", page))
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    assert named == {"--nnodes", "--node-rank", "--rdzv-endpoint"}
+    assert [option for option in named if option not in shown] == []
