@@ -27,7 +27,7 @@ def outputs(board: Board) -> Iterator[Output]:
             places = [(machine, place) for machine, table in standings.items() for place in table if place.name == name]
             path = contender_path(track, name)
             note = board.results.tracks.get(track)
-            key = digest(found, places, note, board.here)
+            key = digest(found, places, note.cases if note else {}, note.item if note else "call", board.here)
             yield Output(path, key, lambda t=track, n=name, f=found, p=places: _page(board, t, n, f, p))  # type: ignore[misc]
             yield Output(path.replace(".html", ".csv"), key, lambda f=found: csv_of(f).encode())  # type: ignore[misc]
 
