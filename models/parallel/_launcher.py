@@ -146,6 +146,8 @@ def launch(spec: dict[str, Any], nodes: Nodes) -> End | None:
     folder = Path(spec["folder"])
     if nodes.count > 1 and (interface := _interface(nodes)):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if spec["ranks_per_node"] > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own value, without a warning among the last lines
     config, command, rest = config_from_args(get_args_parser().parse_args(arguments(spec, nodes)))
     watch = Watch(spec["ranks_per_node"])
     watch.start()
