@@ -142,6 +142,9 @@ def test_ranks_of_two_hosts_train_fail_and_end_together() -> None:
     first, second = (Nodes(2, rank, f"127.0.0.1:{port}") for port in [free_port()] for rank in range(2))
     tokens = TRACK.make_inputs(CASE, 5, "cpu")
     with side("lead", first) as leader, side("follow", second) as follower:
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == f"say waiting for node 1 at {first.endpoint}\n"
+        assert leader.stdout.readline() == "ready\n"
         group = Ranks("archbench.models.parallel.ddp", CASE, 2, first)
         assert TRACK.gate(CASE, tokens, group.ask("train", *tokens)) < 1e-3
         far = [one for one in psutil.Process(follower.pid).children(recursive=True) if WORKER in one.cmdline()]
