@@ -11,7 +11,8 @@ from before it are an error of about 1; forgotten weight decay is 0.1 on the nor
 
 With eight bits the sign itself is lost where a gradient is below its own rounding, and such a step is off by two. On
 the wire that is where the ranks' gradients cancel to 2^-9, one number in some hundreds. In the compute every layer
-rounds, a gradient is known to some percent, and a number in fifty or so turns. A parameter of 32 numbers with one of
+rounds, a gradient is known to some percent, and a number in fifty or so turns; a key's bias, which adds the same to all
+scores of a query and so has no gradient, moves at random. A parameter of 32 numbers with one of
 them turned is off by 0.35 in the mean square and by up to 0.6 in a sum: the bounds allow three. That the exchange took
 place shows in the losses after it, which such turns leave as they are.
 
@@ -45,6 +46,7 @@ class Bounds:
     number: float  # of any single number of a parameter
     spread: float  # root mean square over a parameter
     reason: str
+    still: float = 0.0  # what moves by no more is not compared but number by number: its gradient is rounding alone
 
     def __call__(self, case: ParallelCase, inputs: tuple[Any, ...], outputs: Any) -> float:
         return judge(case, inputs[0], outputs, self)
@@ -52,7 +54,7 @@ class Bounds:
 
 EXACT = Bounds(5e-6, 0.005, 0.005, 0.02, 0.0025, "float32 sums in another order; AdamW's eps of 1e-6 keeps noise small")
 ROUNDED = Bounds(2e-5, 0.5, 0.05, 2.1, 0.3, "where ranks' gradients cancel, bfloat16 on the wire loses the sign")
-HALF = Bounds(2e-4, 0.75, 0.12, 2.1, 0.4, "bfloat16 loses the sign of small gradients")
+HALF = Bounds(2e-4, 0.75, 0.12, 2.1, 0.4, "bfloat16 loses the sign of small gradients", 0.01)
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,14 @@ def judge(case: ParallelCase, tokens: Any, outputs: Any, bounds: Bounds = EXACT)
     if found.shape != want.digest.shape:
         raise Wrong(f"digest has shape {found.shape}, expected {want.digest.shape}")
     sizes = np.array([final.size for final in want.final.values()])
+    found_P3, want_P3 = _in_steps(found, sizes), _in_steps(want.digest, sizes)
+    if not np.isfinite(found_P3).all():
+        raise Wrong("digest holds numbers that are not finite")
+    moves = want_P3[:, 1] >= bounds.still
     for part, name, bound in ((slice(0, None, 2), "sums", bounds.sums), (slice(1, 2), "lengths", bounds.length)):
         allowed = Tolerance(0.0, bound * case.steps, bounds.reason)
-        found_P, want_P = (_in_steps(digest, sizes)[:, part] for digest in (found, want.digest))
-        error = max(error, compare(found_P, want_P, allowed, f"digest, {name} in learning rates, "))
+        what = f"digest, {name} in learning rates, "
+        error = max(error, compare(found_P3[moves, part], want_P3[moves, part], allowed, what))
     return error
 
 
@@ -100,13 +106,12 @@ def judge_parameters(case: ParallelCase, tokens: Any, parameters: dict[str, Any]
         got = to_float64(parameters[name], name)
         compare(got, expected, number, name)
         off = float(np.square(got - expected).sum())
-        spread = (off / expected.size) ** 0.5 / LEARNING_RATE
-        if spread > bounds.spread:
-            raise Wrong(
-                f"{name} is off by {spread:.3g} learning rates in the mean square; allowed is {bounds.spread:g}"
-            )
-        errors += off
-        changes += float(np.square(expected - to_float64(first[name])).sum())
+        change = float(np.square(expected - to_float64(first[name])).sum())
+        errors, changes = errors + off, changes + change
+        spread, length = ((squares / expected.size) ** 0.5 / LEARNING_RATE for squares in (off, change))
+        allowed = bounds.spread * case.steps
+        if length >= bounds.still and spread > allowed:
+            raise Wrong(f"{name} is off by {spread:.3g} learning rates in the mean square; allowed are {allowed:g}")
     return float((errors / changes) ** 0.5)
 
 
