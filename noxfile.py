@@ -97,6 +97,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def parallel_faults(session: nox.Session) -> None:
+    """Kill ranks of a measuring run at random moments: nox -s parallel_faults -- --kills 20 --seed 1."""
+    install(session)
+    python(session, "tests/parallel_faults.py", *session.posargs)
+
+
+@nox.session(python=False, default=False)
 def profile(session: nox.Session) -> None:
     """Open traces in TensorBoard: nox -s profile -- DIR (docs/traces.md)."""
     install(session)

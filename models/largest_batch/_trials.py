@@ -21,7 +21,6 @@ import msgspec
 
 from archbench.models import parallel
 from archbench.models.parallel import BACKENDS, ParallelCase
-from archbench.models.parallel._group import pids
 from archbench.models.parallel._ranks import Ranks
 from archbench.nodes import Nodes
 from archbench.track import Failed
@@ -66,7 +65,7 @@ def peak_bytes(ranks: Ranks, case: ParallelCase) -> int:
     """The most memory the largest rank has had, in what its cap counts."""
     if BACKENDS[case.backend] == "cuda":
         return max(ranks.ask("peaks"))
-    return max(data_peak_bytes(Path(f"/proc/{pid}/status").read_text()) for pid in pids(ranks._group.folder).values())
+    return max(data_peak_bytes(Path(f"/proc/{pid}/status").read_text()) for pid in ranks.pids())
 
 
 def data_peak_bytes(status: str) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from archbench.nodes import Nodes
 from archbench.track import Device, Place, Timing, Track
 
 BACKENDS: dict[str, Device] = {"gloo": "cpu", "nccl": "cuda"}
@@ -103,7 +104,9 @@ def gate(case: ParallelCase, inputs: tuple[Any, ...], outputs: Any) -> float:
 def skip(case: ParallelCase, place: Place) -> str | None:
     if BACKENDS[case.backend] != place.device:
         return f"{case.backend} is for {BACKENDS[case.backend].upper()}"
-    return None if place.device == "cuda" or case.world <= place.cores else f"needs {case.world} cores, a rank each"
+    if place.device == "cuda" or case.world <= place.cores * Nodes.told().count:
+        return None
+    return f"needs {case.world} cores, a rank each"
 
 
 NOTES = """\

@@ -33,9 +33,15 @@ def parameters(rank: Rank) -> dict[str, Any]:
     return rank.trainer.whole(rank.gathered)
 
 
+def peaks(rank: Rank) -> list[int]:
+    """The most bytes torch has held on each rank's GPU."""
+    return rank.gathered(torch.cuda.max_memory_allocated(rank.world.device))
+
+
 QUESTIONS: dict[str, Callable[..., Any]] = {
     "train": train,
     "parameters": parameters,
+    "peaks": peaks,
     "look": look,
     "checkpoint": saved,
     "threads": threads,

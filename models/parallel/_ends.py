@@ -53,7 +53,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
 def note(folder: Path, rank: int, error: BaseException) -> None:
     """A rank writes down why it ends, before anybody else can notice."""
-    message = str(error) if isinstance(error, Unavailable) else told(error)
+    origin = error
+    while origin.__cause__ is not None:  # libraries wrap what they did not expect: want of memory, for one
+        origin = origin.__cause__
+    message = told(error) if origin is error else f"{told(error)}, from {told(origin)}"
+    message = str(error) if isinstance(error, Unavailable) else message
     end = End(rank=rank, at_s=time.monotonic(), said=short(message), unavailable=isinstance(error, Unavailable))
     write_atomically(folder / f"end-{rank}.json", msgspec.json.encode(end))
 

@@ -81,6 +81,10 @@ class Ranks:
         except (EOFError, ConnectionError) as error:
             raise self._ended() from error
 
+    def pids(self) -> list[int]:
+        """The ranks' processes on this host."""
+        return list(pids(self._group.folder).values())
+
     def close(self) -> None:
         """End the ranks; quick where they wait for a question."""
         with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):

@@ -198,8 +198,9 @@ def _rival(track: Track[Any], case: Any, contender: str, place: Place, seed: int
     except Refused as refused:
         if contender == track.baseline:
             raise
-        reason = f"the baseline {track.baseline} is {refused.status}: {refused.reason}"
-        raise Refused("unsupported", reason) from refused
+        # One that ended this time may not the next: that is no want of this host, and the same end for the cell.
+        status: Status = refused.status if refused.status in ("crashed", "timeout", "oom") else "unsupported"
+        raise Refused(status, f"the baseline {track.baseline} is {refused.status}: {refused.reason}") from refused
     return rival
 
 
