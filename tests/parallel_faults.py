@@ -28,7 +28,7 @@ import psutil
 
 from working_copy import Copy, copy_tree
 
-WORKER = "archbench.models.parallel._worker"
+WORKER = "archbench.models.parallel._launch.worker"
 NAMED_S = 30.0
 CELL_S = 400.0  # until a cell that is left alone is done
 CASE = "l8-d256-len128-b16-m4-w2-gloo"

@@ -21,7 +21,7 @@ import msgspec
 
 from archbench.models import parallel
 from archbench.models.parallel import BACKENDS, ParallelCase
-from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._launch.ranks import Ranks
 from archbench.nodes import Nodes
 from archbench.track import Failed
 

@@ -2,12 +2,14 @@
 
 Every contender trains the same decoder-only transformer on the same tokens, from the same initial weights, with the
 same optimizer. A call is ``steps`` optimizer steps from the start: tokens (S, B, L + 1) -> ``losses`` (S,), the mean
-over the global batch before each update, and ``digest`` (P, 2), the sum and the sum of squares of each parameter
-afterwards, in the order of the model's names. So an answer is right only if every gradient was exchanged.
+over the global batch before each update, and ``digest`` (P, 3) of how each parameter has changed since, in the
+order of the model's names: sum, sum of squares, and a sum weighted by position. So an answer is right only if every
+gradient was exchanged.
 
-The call runs in ranks that PyTorch's own launcher started (``_ranks.py``): ``build(case)`` starts them, they keep their
+The call runs in ranks that PyTorch's own launcher started (``_launch/``): ``build(case)`` starts them, they keep their
 model, and wait. Contender and baseline have ranks of their own; those that wait use no core. What a rank does is a
-``Trainer`` (``_trainer.py``), which each contender's file defines.
+``Trainer`` (``_trainer.py``), which each contender's file defines; what contenders share is in ``_ways/``, and what is
+looked at beside the clock in ``_measures/``.
 
 Letters: S steps, B sequences of the global batch, M micro-batches, L tokens of a sequence, W ranks, P parameters.
 

@@ -1,6 +1,6 @@
 """What a rank can be asked: a question is a function that every rank runs at once, and rank 0's answer counts.
 
-``train`` is the track's call. The others look at what it cannot tell while it is timed (``_instruments.py``).
+``train`` is the track's call. The others look at what it cannot tell while it is timed (``_measures/instruments.py``).
 
 Letters: S steps, B sequences of the global batch, L tokens, P parameters.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from archbench.models.parallel._checkpoint import saved
-from archbench.models.parallel._instruments import look, threads, trace
-from archbench.models.parallel._rank import Rank
+from archbench.models.parallel._launch.rank import Rank
+from archbench.models.parallel._measures.checkpoint import saved
+from archbench.models.parallel._measures.instruments import look, threads, trace
 
 
 def train(rank: Rank, tokens: Any) -> dict[str, Any]:

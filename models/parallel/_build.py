@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench.models.parallel import ParallelCase
-from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._launch.ranks import Ranks
 from archbench.training import Outcome
 
 
@@ -24,7 +24,7 @@ class Training:
 
     def study(self) -> Outcome:
         """What the clock does not show: memory, bytes sent, waiting, checkpoints, one worker alone."""
-        from archbench.models.parallel._study import study
+        from archbench.models.parallel._measures.study import study
 
         return study(self.module, self.case, self.ranks, self._start)
 

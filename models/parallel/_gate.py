@@ -31,7 +31,7 @@ import torch
 from archbench.checks import Array, Tolerance, Wrong, compare, flatten, to_float64
 from archbench.models.parallel import BACKENDS, ParallelCase
 from archbench.models.parallel._model import LEARNING_RATE, language_model, loss_of, optimizer_of, order
-from archbench.models.parallel._sharding import moments
+from archbench.models.parallel._ways.sharding import moments
 
 
 @dataclass(frozen=True)

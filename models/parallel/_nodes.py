@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 from torch.distributed import Store
 
-from archbench.models.parallel import _board
-from archbench.models.parallel._group import Group
+from archbench.models.parallel._launch import board as _board
+from archbench.models.parallel._launch.group import Group
 from archbench.nodes import Nodes
 from archbench.reasons import first_line
 

@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from archbench.models.parallel import BACKENDS, ParallelCase
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
-from archbench.models.parallel._sharding import Gathered, digest, local, shards_of, whole
-from archbench.models.parallel._sharding import Shard as Shard
+from archbench.models.parallel._ways.sharding import Gathered, digest, local, shards_of, whole
+from archbench.models.parallel._ways.sharding import Shard as Shard
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Trainer(ABC):
         return shards_of(self.model, self.world.size)
 
     def digest(self, gathered: Gathered) -> Any:
-        """What the gate sees of the whole model (P, 3), on rank 0; see ``_sharding.py``."""
+        """What the gate sees of the whole model (P, 3), on rank 0; see ``_ways/sharding.py``."""
         return digest(self.shards(), self._first, gathered)
 
     def whole(self, gathered: Gathered) -> dict[str, Any]:

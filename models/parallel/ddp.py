@@ -5,7 +5,7 @@ Source: Li et al. 2020, arXiv:2006.15704
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
-from archbench.models.parallel._data_parallel import DataParallel
+from archbench.models.parallel._ways.data_parallel import DataParallel
 from archbench.track import Contender
 
 trainer = DataParallel

@@ -15,8 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
-from archbench.models.parallel._data_parallel import DataParallel
 from archbench.models.parallel._gate import ROUNDED
+from archbench.models.parallel._ways.data_parallel import DataParallel
 from archbench.track import Contender
 
 

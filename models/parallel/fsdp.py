@@ -8,7 +8,7 @@ Source: Zhao et al. 2023, arXiv:2304.11277; Rajbhandari et al. 2019, arXiv:1910.
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
-from archbench.models.parallel._fully_sharded import FullySharded
+from archbench.models.parallel._ways.fully_sharded import FullySharded
 from archbench.track import Contender
 
 trainer = FullySharded

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
-from archbench.models.parallel._fully_sharded import FullySharded, sharded
 from archbench.models.parallel._gate import HALF
+from archbench.models.parallel._ways.fully_sharded import FullySharded, sharded
 from archbench.track import Contender
 
 PRECISION = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

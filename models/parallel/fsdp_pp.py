@@ -15,14 +15,14 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import Training, built
-from archbench.models.parallel._fully_sharded import sharded
+from archbench.models.parallel._measures.wire import FLOAT_BYTES, RING
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
-from archbench.models.parallel._partition import stage_of
-from archbench.models.parallel._pipeline_torch import TimedStage
-from archbench.models.parallel._schedule import bubble_formula
-from archbench.models.parallel._timeline import Timeline
 from archbench.models.parallel._trainer import Mark, Trainer, World
-from archbench.models.parallel._wire import FLOAT_BYTES, RING
+from archbench.models.parallel._ways.fully_sharded import sharded
+from archbench.models.parallel._ways.partition import stage_of
+from archbench.models.parallel._ways.pipeline_torch import TimedStage
+from archbench.models.parallel._ways.schedule import bubble_formula
+from archbench.models.parallel._ways.timeline import Timeline
 from archbench.track import Contender, Unavailable
 
 STAGES = SHARDS = 2

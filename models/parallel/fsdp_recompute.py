@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
-from archbench.models.parallel._fully_sharded import FullySharded
+from archbench.models.parallel._ways.fully_sharded import FullySharded
 from archbench.track import Contender
 
 

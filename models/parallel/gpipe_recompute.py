@@ -7,9 +7,9 @@ Source: Huang et al. 2018, arXiv:1811.06965, section 2.3; Chen et al. 2016, arXi
 """
 
 from archbench.models.parallel import ParallelCase
-from archbench.models.parallel._pipeline import OwnPipeline, pipelined
-from archbench.models.parallel._schedule import gpipe
 from archbench.models.parallel._trainer import World
+from archbench.models.parallel._ways.pipeline import OwnPipeline, pipelined
+from archbench.models.parallel._ways.schedule import gpipe
 from archbench.track import Contender
 
 

@@ -8,9 +8,9 @@ Source: https://docs.pytorch.org/docs/stable/distributed.pipelining.html; Huang 
 from torch.distributed.pipelining import ScheduleGPipe
 
 from archbench.models.parallel import ParallelCase
-from archbench.models.parallel._pipeline import pipelined
-from archbench.models.parallel._pipeline_torch import TorchPipeline
 from archbench.models.parallel._trainer import World
+from archbench.models.parallel._ways.pipeline import pipelined
+from archbench.models.parallel._ways.pipeline_torch import TorchPipeline
 from archbench.track import Contender
 
 

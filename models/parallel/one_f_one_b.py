@@ -10,9 +10,9 @@ from torch.distributed.pipelining import Schedule1F1B
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import Training
-from archbench.models.parallel._pipeline import pipelined
-from archbench.models.parallel._pipeline_torch import TorchPipeline
 from archbench.models.parallel._trainer import World
+from archbench.models.parallel._ways.pipeline import pipelined
+from archbench.models.parallel._ways.pipeline_torch import TorchPipeline
 from archbench.track import Contender, Unavailable
 
 

@@ -24,10 +24,10 @@ from torch.distributed.tensor.parallel import (
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import built
+from archbench.models.parallel._measures.wire import FLOAT_BYTES, RING
 from archbench.models.parallel._model import loss_of
-from archbench.models.parallel._sharding import local
 from archbench.models.parallel._trainer import Replicas
-from archbench.models.parallel._wire import FLOAT_BYTES, RING
+from archbench.models.parallel._ways.sharding import local
 from archbench.track import Contender
 
 # Query, key and value read one DTensor, so that their three gradients are added before they are summed over the ranks.

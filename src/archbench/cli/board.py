@@ -36,6 +36,7 @@ class VerdictFormat(StrEnum):
 class ImportFormat(StrEnum):
     llama_bench = "llama-bench"
     pytest_benchmark = "pytest-benchmark"
+    published = "published"
     asv = "asv"
 
 
@@ -188,7 +189,9 @@ def merge(
 
 @app.command("import")
 def import_results(
-    format: Annotated[ImportFormat, typer.Argument(help="llama-bench, pytest-benchmark or asv.", show_default=False)],
+    format: Annotated[
+        ImportFormat, typer.Argument(help="llama-bench, pytest-benchmark, published or asv.", show_default=False)
+    ],
     files: Annotated[list[Path], typer.Argument(help="Files of that tool; for asv, results folders.")],
     machine: Annotated[str, typer.Option("--machine", help="Name of the machine they were measured on.")] = "",
     into: Into = RESULTS,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from archbench.models.parallel import _ends
-from archbench.models.parallel._ends import End, as_failure, first, gathered, note
-from archbench.models.parallel._hang import late
+from archbench.models.parallel._launch import ends as _ends
+from archbench.models.parallel._launch.ends import End, as_failure, first, gathered, note
+from archbench.models.parallel._launch.hang import late
 from archbench.track import Failed, Unavailable
 
 LOST = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"

@@ -21,8 +21,8 @@ pytest.importorskip("torch")
 
 from archbench.harness.isolate import Died, run_isolated
 from archbench.models.parallel import TRACK
-from archbench.models.parallel._group import HELD, OLD_S, PREFIX, Group, pids, sweep
-from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._launch.group import HELD, OLD_S, PREFIX, Group, pids, sweep
+from archbench.models.parallel._launch.ranks import Ranks
 from archbench.nodes import Nodes
 from archbench.track import Failed
 
@@ -152,7 +152,7 @@ def _is(process: psutil.Process, word: str, scratch: Path) -> bool:
 DRIVER = """
 import sys, time
 from archbench.models.parallel import TRACK
-from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._launch.ranks import Ranks
 group = Ranks("wayward", TRACK.test_cases[0], 1)
 print("ready", flush=True)
 time.sleep(600)

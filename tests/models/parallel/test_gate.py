@@ -16,7 +16,7 @@ from archbench.checks import Wrong
 from archbench.models.parallel import TRACK, ParallelCase, make_inputs
 from archbench.models.parallel._gate import EXACT, HALF, ROUNDED, Bounds, judge, judge_parameters, reference
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
-from archbench.models.parallel._sharding import Shard, digest, moments, whole
+from archbench.models.parallel._ways.sharding import Shard, digest, moments, whole
 
 CASE = ParallelCase(layers=2, dim=64, length=15, batch=8, micro_batches=4, vocabulary=64)
 TOKENS = make_inputs(CASE, 1, "cpu")[0]

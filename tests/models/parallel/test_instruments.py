@@ -17,14 +17,14 @@ pytest.importorskip("torch", reason="ranks train with torch")
 
 from archbench.checks import Wrong
 from archbench.models.parallel import TRACK, ParallelCase, make_inputs
-from archbench.models.parallel import _checkpoint as checkpoints
-from archbench.models.parallel import _study as studies
 from archbench.models.parallel._build import Training
 from archbench.models.parallel._gate import EXACT
-from archbench.models.parallel._instruments import PLAIN, Report
-from archbench.models.parallel._memory import Kinds
+from archbench.models.parallel._launch.ranks import Ranks
+from archbench.models.parallel._measures import checkpoint as checkpoints
+from archbench.models.parallel._measures import study as studies
+from archbench.models.parallel._measures.instruments import PLAIN, Report
+from archbench.models.parallel._measures.memory import Kinds
 from archbench.models.parallel._model import language_model
-from archbench.models.parallel._ranks import Ranks
 from archbench.training import Outcome
 
 CASE: ParallelCase = TRACK.test_cases[0]

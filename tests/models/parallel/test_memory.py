@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the memory looked at is torch's")
 
-from archbench.models.parallel._memory import (
+from archbench.models.parallel._measures.memory import (
     Allocation,
     Peak,
     gradients_seen,
@@ -20,7 +20,7 @@ from archbench.models.parallel._memory import (
     peak_process_bytes,
     storages,
 )
-from archbench.models.parallel._profile import profiled
+from archbench.models.parallel._measures.profile import profiled
 
 NUMBERS = 1 << 18  # of a parameter: 1 MiB
 MIB = 1 << 20

@@ -24,13 +24,13 @@ pytest.importorskip("torch")
 
 from archbench.cli import app
 from archbench.models.parallel import TRACK
-from archbench.models.parallel._board import about, differences
-from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._launch.board import about, differences
+from archbench.models.parallel._launch.ranks import Ranks
 from archbench.nodes import Nodes
 from archbench.track import Failed
 from working_copy import Copy
 
-WORKER = "archbench.models.parallel._worker"
+WORKER = "archbench.models.parallel._launch.worker"
 CASE = TRACK.test_cases[0]
 # The copy's track has one small case to measure, and is done with it quickly.
 SMALL = """

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._model import language_model
-from archbench.models.parallel._partition import STEPS, counted, measured_costs, partition, stage_of
 from archbench.models.parallel._trainer import World
+from archbench.models.parallel._ways.partition import STEPS, counted, measured_costs, partition, stage_of
 
 costs_of_parts = st.lists(st.integers(0, 20), min_size=1, max_size=8)
 

@@ -20,9 +20,9 @@ from torch.multiprocessing.spawn import spawn
 
 from archbench.models.parallel import ParallelCase, make_inputs
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
-from archbench.models.parallel._schedule import COMPUTE, bubble
-from archbench.models.parallel._timeline import Timeline
 from archbench.models.parallel._trainer import Mark, World
+from archbench.models.parallel._ways.schedule import COMPUTE, bubble
+from archbench.models.parallel._ways.timeline import Timeline
 from archbench.track import Unavailable
 
 UPDATES = 2

@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 
 from archbench.hardware.gpu import Gpus
 from archbench.models.parallel import TRACK
-from archbench.models.parallel import _ranks as module
-from archbench.models.parallel._group import pids
-from archbench.models.parallel._ranks import Ranks
+from archbench.models.parallel._launch import ranks as module
+from archbench.models.parallel._launch.group import pids
+from archbench.models.parallel._launch.ranks import Ranks
 from archbench.nodes import Nodes
 from archbench.track import Unavailable
 

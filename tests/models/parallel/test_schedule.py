@@ -11,9 +11,9 @@ pytest.importorskip("torch", reason="schedules are of trainers, which need torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archbench.models.parallel._schedule import COMPUTE, Slot, bubble, bubble_formula, gpipe
-from archbench.models.parallel._timeline import with_waits
 from archbench.models.parallel._trainer import Mark
+from archbench.models.parallel._ways.schedule import COMPUTE, Slot, bubble, bubble_formula, gpipe
+from archbench.models.parallel._ways.timeline import with_waits
 
 SIZES = [(stages, parts) for stages in range(1, 7) for parts in range(1, 7)]
 

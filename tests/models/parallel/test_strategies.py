@@ -18,9 +18,9 @@ from torch.multiprocessing.spawn import spawn
 
 from archbench.models.parallel import ParallelCase, make_inputs
 from archbench.models.parallel._gate import EXACT, Bounds, judge, judge_parameters
+from archbench.models.parallel._measures.wire import sent_bytes
 from archbench.models.parallel._model import language_model
 from archbench.models.parallel._trainer import World
-from archbench.models.parallel._wire import sent_bytes
 from archbench.track import Unavailable
 
 STRATEGIES = {

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the profiler's events are torch's")
 
-from archbench.models.parallel._wire import RING, collective_bytes, sent_bytes
+from archbench.models.parallel._measures.wire import RING, collective_bytes, sent_bytes
 
 MIB = 1 << 20
 

@@ -1,6 +1,6 @@
 """The driver's side of a call: start ranks with PyTorch's launcher, talk to the first of them, say how one ended.
 
-``Ranks`` starts ``_launcher.py`` in a process of its own, which is torchrun in all but its command line: elastic
+``Ranks`` starts ``_launch/launcher.py`` in a process of its own, which is torchrun in all but its command line: elastic
 rendezvous, a supervisor per host, everybody ended when one ends. Rank 0 connects back over a Unix socket and passes
 what it is asked on to the others. A rank that dies, hangs or never comes is named with its last lines; whatever
 happens, no process is left.
@@ -23,8 +23,8 @@ from typing import Any
 
 from archbench.hardware.gpu import detect_gpus
 from archbench.models.parallel import BACKENDS, ParallelCase
-from archbench.models.parallel._group import NOTE, Group, pids
-from archbench.models.parallel._hang import late
+from archbench.models.parallel._launch.group import NOTE, Group, pids
+from archbench.models.parallel._launch.hang import late
 from archbench.nodes import Nodes
 from archbench.track import Failed, Unavailable
 

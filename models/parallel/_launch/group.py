@@ -26,7 +26,7 @@ import msgspec
 import psutil
 
 from archbench.endings import out_of_memory_kills
-from archbench.models.parallel._ends import LAST_LINES, End, as_failure
+from archbench.models.parallel._launch.ends import LAST_LINES, End, as_failure
 from archbench.nodes import Nodes
 from archbench.track import Failed, Unavailable
 
@@ -34,7 +34,7 @@ NOTE = struct.Struct("<qqd")  # of a rank: calls begun, updates begun, seconds o
 CLEARING_S = 5.0
 PREFIX, HELD = "archbench-ranks-", "held"  # a folder, and the file in it that its owner keeps locked
 OLD_S = 60.0
-LAUNCHER = "archbench.models.parallel._launcher"
+LAUNCHER = "archbench.models.parallel._launch.launcher"
 
 
 class Group:

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from archbench.models.parallel._measures.wire import FLOAT_BYTES, RING
 from archbench.models.parallel._trainer import Replicas
-from archbench.models.parallel._wire import FLOAT_BYTES, RING
 
 GROUP = 2  # parts of the model
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from archbench.models.parallel._measures.wire import FLOAT_BYTES, RING
 from archbench.models.parallel._trainer import Replicas
-from archbench.models.parallel._wire import FLOAT_BYTES, RING
 
 
 class DataParallel(Replicas):

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from archbench.models.parallel._pipeline import Pipeline
-from archbench.models.parallel._timeline import Timeline
 from archbench.models.parallel._trainer import World
+from archbench.models.parallel._ways.pipeline import Pipeline
+from archbench.models.parallel._ways.timeline import Timeline
 
 
 class TimedStage(PipelineStage):

@@ -21,7 +21,7 @@ from torch import distributed
 
 from archbench.models.parallel import BACKENDS, ParallelCase
 from archbench.models.parallel._answers import QUESTIONS
-from archbench.models.parallel._rank import Rank
+from archbench.models.parallel._launch.rank import Rank
 from archbench.models.parallel._trainer import World
 from archbench.track import Unavailable
 

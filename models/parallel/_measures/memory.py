@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from archbench.hardware.meters import peak_host_bytes
-from archbench.models.parallel._profile import CALL, MICROSECOND, Event, annotation, interval
-from archbench.models.parallel._sharding import local
+from archbench.models.parallel._measures.profile import CALL, MICROSECOND, Event, annotation, interval
+from archbench.models.parallel._ways.sharding import local
 
 GRADIENTS = "archbench: gradients"
 DEVICE_TYPES = {"cpu": 0, "cuda": 1}  # as the profiler numbers them

@@ -4,7 +4,7 @@ A rank holds the parameters of its stage and nothing else of the model; its opti
 cut into equal micro-batches, and the loss of each is divided by their number, so that gradients add up to those of the
 mean over the batch. The last stage knows the loss and tells the others while they update.
 
-``OwnPipeline`` interprets a schedule (``_schedule.py``). What a pass needs comes over ``_exchange.py``.
+``OwnPipeline`` interprets a schedule (``_ways/schedule.py``). What a pass needs comes over ``_ways/exchange.py``.
 
 Letters: B sequences of the batch, M micro-batches, L tokens, D width.
 
@@ -21,13 +21,13 @@ from torch import Tensor, distributed
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import Training, built
-from archbench.models.parallel._exchange import Inbox, Outbox
 from archbench.models.parallel._model import language_model, loss_of, optimizer_of
-from archbench.models.parallel._partition import stage_of
-from archbench.models.parallel._schedule import Slot, bubble_formula
-from archbench.models.parallel._sharding import Shard, shards_of
-from archbench.models.parallel._timeline import Timeline
 from archbench.models.parallel._trainer import Mark, Trainer, World
+from archbench.models.parallel._ways.exchange import Inbox, Outbox
+from archbench.models.parallel._ways.partition import stage_of
+from archbench.models.parallel._ways.schedule import Slot, bubble_formula
+from archbench.models.parallel._ways.sharding import Shard, shards_of
+from archbench.models.parallel._ways.timeline import Timeline
 from archbench.track import Unavailable
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from archbench.models.parallel._memory import Kinds, gradients_seen, kinds, peak_process_bytes
-from archbench.models.parallel._profile import call_and_exposed, profiled
-from archbench.models.parallel._rank import Rank
+from archbench.models.parallel._launch.rank import Rank
+from archbench.models.parallel._measures.memory import Kinds, gradients_seen, kinds, peak_process_bytes
+from archbench.models.parallel._measures.profile import call_and_exposed, profiled
+from archbench.models.parallel._measures.wire import collective_bytes, sent_bytes
 from archbench.models.parallel._trainer import Mark
-from archbench.models.parallel._wire import collective_bytes, sent_bytes
 
 PLAIN = 5  # updates that run as they are
 PROFILED = 3

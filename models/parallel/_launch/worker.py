@@ -1,7 +1,7 @@
 """A rank's process before it knows torch: it follows its launcher, can be found, and says why it ends.
 
 Importing torch takes seconds, in which a process can be killed or left alone like at any other time. So what makes
-it findable comes first, and the work (``_member.py``) after it.
+it findable comes first, and the work (``_launch/member.py``) after it.
 
 The elastic rendezvous numbers hosts by their addresses, as they sort. The driver talks to rank 0, so that must be on
 the first host: ranks are numbered by the host's own number instead.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench.endings import die_with
-from archbench.models.parallel._ends import note
+from archbench.models.parallel._launch.ends import note
 
 LAUNCHER = "ARCHBENCH_LAUNCHER"  # the process id of the launcher that started a rank
 
@@ -35,7 +35,7 @@ def main() -> None:
     stack = (folder / f"stack-{rank}").open("w")
     faulthandler.register(signal.SIGUSR1, file=stack)  # the driver asks where a rank is that does not answer
     try:
-        from archbench.models.parallel._member import take_part
+        from archbench.models.parallel._launch.member import take_part
 
         take_part(spec)
     except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises, the reader is told

@@ -23,12 +23,12 @@ from typing import Any
 from archbench.cells import Span
 from archbench.checks import Wrong
 from archbench.models.parallel import BACKENDS, ParallelCase, make_inputs
-from archbench.models.parallel._checkpoint import folder_on_disk
 from archbench.models.parallel._gate import EXACT, Bounds, judge_parameters
-from archbench.models.parallel._instruments import Report
-from archbench.models.parallel._ranks import Ranks
-from archbench.models.parallel._schedule import bubble
-from archbench.models.parallel._wire import FLOAT_BYTES
+from archbench.models.parallel._launch.ranks import Ranks
+from archbench.models.parallel._measures.checkpoint import folder_on_disk
+from archbench.models.parallel._measures.instruments import Report
+from archbench.models.parallel._measures.wire import FLOAT_BYTES
+from archbench.models.parallel._ways.schedule import bubble
 from archbench.nodes import Nodes
 from archbench.training import Outcome
 

@@ -2,7 +2,7 @@
 
 A process of its own, because the launcher imports torch and leaves no thread of its supervisor in the process that
 measures. It ends with whoever started it, and takes the ranks and their folder with it. What it leaves where ranks end
-unasked is ``failure.json``: the end that the others follow from (``_ends.py``), on whatever host that was.
+unasked is ``failure.json``: the end that the others follow from (``_launch/ends.py``), on whatever host that was.
 
 Source: https://docs.pytorch.org/docs/stable/elastic/run.html
 """
@@ -29,13 +29,13 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, get_args_parser
 
 from archbench.atomic import write_atomically
-from archbench.models.parallel import _board
-from archbench.models.parallel._ends import End, first, gathered
-from archbench.models.parallel._worker import LAUNCHER
+from archbench.models.parallel._launch import board as _board
+from archbench.models.parallel._launch.ends import End, first, gathered
+from archbench.models.parallel._launch.worker import LAUNCHER
 from archbench.nodes import Nodes
 from archbench.reasons import told
 
-WORKER = "archbench.models.parallel._worker"
+WORKER = "archbench.models.parallel._launch.worker"
 LOOK_S = 0.1  # how often the supervisor looks at its ranks, and this process at the one that started it
 JOIN_S = 600  # until all hosts are at the rendezvous; the driver gives up before
 OTHERS_S = 5.0  # for another host to say what happened there

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from archbench.models.parallel._ends import End
+from archbench.models.parallel._launch.ends import End
 from archbench.nodes import Nodes
 
 LOOK_S = 0.2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from archbench.models.parallel._ranks import NOTE
+from archbench.models.parallel._launch.ranks import NOTE
 from archbench.models.parallel._trainer import Trainer, World
 
 

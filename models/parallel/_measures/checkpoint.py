@@ -21,10 +21,10 @@ import torch
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
-from archbench.models.parallel._memory import state_of
-from archbench.models.parallel._rank import Rank
-from archbench.models.parallel._sharding import local
+from archbench.models.parallel._launch.rank import Rank
+from archbench.models.parallel._measures.memory import state_of
 from archbench.models.parallel._trainer import Trainer
+from archbench.models.parallel._ways.sharding import local
 
 IN_MEMORY = ("tmpfs", "ramfs")
 

@@ -1,0 +1,1 @@
+"""Starting ranks with PyTorch's launcher, talking to them, and saying how one ended."""

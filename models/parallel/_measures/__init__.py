@@ -1,0 +1,1 @@
+"""What the ranks are asked beside the timed calls."""

@@ -1,0 +1,1 @@
+"""What the ways of cutting up the work share: replicas, shards, stages."""
