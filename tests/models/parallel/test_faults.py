@@ -128,8 +128,11 @@ def test_one_that_is_killed_before_there_is_a_group(
 ) -> None:
     def strike() -> bytes:
         """In a process of its own, because the one that starts ranks waits for them."""
-        word = "_worker" if victim == "rank" else "_launcher"
-        while not (found := [one for one in psutil.process_iter(["cmdline"]) if _is(one, word, scratch)]):
+        word = "_launch.worker" if victim == "rank" else "_launch.launcher"
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (
+            found := [one for one in psutil.process_iter(["cmdline"]) if _is(one, word, scratch)]
+        ):
             time.sleep(0.01)
         found[0].kill()
         return b"done"
