@@ -33,8 +33,9 @@ def folder() -> Path:
 def sources(*folders: Path) -> str:
     """A hash of the Python files in some folders."""
     found = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
-        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from archbench.models import parallel
 from archbench.models.parallel._launch.ends import End
 from archbench.nodes import Nodes
 
@@ -39,7 +40,7 @@ def connected(nodes: Nodes, within_s: float, *, keep: bool = False) -> Store:
 def about() -> dict[str, str]:
     """What must be the same on every host for their ranks to be parts of one measurement."""
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(path for folder in parallel.__path__ for path in Path(folder).rglob("*.py")):
         code.update(path.read_bytes())
     versions = {name: version(name) for name in ("archbench", "torch", "numpy")}
     return versions | {"python": platform.python_version(), "the code of this track": code.hexdigest()[:12]}

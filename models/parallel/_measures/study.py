@@ -22,6 +22,7 @@ from typing import Any
 
 from archbench.cells import Span
 from archbench.checks import Wrong
+from archbench.models import parallel
 from archbench.models.parallel import BACKENDS, ParallelCase, make_inputs
 from archbench.models.parallel._gate import EXACT, Bounds, judge_parameters
 from archbench.models.parallel._launch.ranks import Ranks
@@ -165,7 +166,7 @@ def cost(case: ParallelCase, ranks: Ranks, start: Start, tokens: Any) -> Metrics
     on_cpu = BACKENDS[case.backend] == "cpu"
     if not on_cpu and ranks.size == 1:
         return {}  # it is the one worker
-    with _closing(start(f"{__package__}.single", 1)) as one:
+    with _closing(start(f"{parallel.__name__}.single", 1)) as one:
         if on_cpu:
             here = max(1, case.world // Nodes.told().count)
             one.ask("threads", max(1, (os.cpu_count() or 1) // here))
