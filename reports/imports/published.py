@@ -13,10 +13,12 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from archbench.cells import Cell, ContenderNote, Metric, Scalar, TrackNote
 from archbench.reports.imports.measured import Measured, is_address
 from archbench.reports.load import Unreadable, read_json
+from archbench.reports.meaning import date
 from archbench.reports.words import SHARE
 from archbench.training import SUFFIXES, unit_of
 
@@ -74,6 +76,8 @@ def _cell(number: int, row: Mapping[str, Scalar]) -> Cell:
     source = _text(row, "source")
     if not is_address(source):
         raise ValueError(f"result {number}: source {source[:60]!r} is no web address (https://...)")
+    if date(_text(row, "published"), "published") > datetime.now(UTC) + timedelta(days=1):
+        raise ValueError(f"result {number} is published {_text(row, 'published')[:40]}, which is to come")
     told = {name: value for name, value in row.items() if name not in (*NEEDED, *OPTIONAL) and value not in (None, "")}
     if RATE in told and "latency_s" in told:
         raise ValueError(f"result {number} has {RATE} and latency_s: one follows from the other")

@@ -71,7 +71,7 @@ def test_they_stand_beside_what_was_measured_and_change_nothing_of_it(tmp_path: 
     measured = [run(), note(), cell("base"), cell("fast", 0.5)]
     write(tmp_path / "results", measured)
     before = load(tmp_path / "results")
-    many = [ROW | {"case": f"case {i}", "items_per_s": 5, "published": "2030-01-01"} for i in range(9)]
+    many = [ROW | {"case": f"case {i}", "items_per_s": 5, "published": "2026-11-20"} for i in range(9)]
     take(tmp_path, many, MACHINE)
     take(tmp_path, many)
     after = load(tmp_path / "results")
@@ -120,6 +120,7 @@ BAD: dict[str, tuple[object, str]] = {
     "a path for a source": (changed(source="/etc/passwd"), "no web address"),
     "no date": (changed(published="soon"), "not an ISO 8601 date"),
     "a date of another century": (changed(published="1920-01-01"), "not in this century"),
+    "a date to come": (changed(published="2099-01-01"), "published 2099-01-01, which is to come"),
     "a column nobody knows": (changed(slowdown=0.5), "column 'slowdown': known are track"),
     "a hidden column": (changed(**{"peak\u202e_bytes": 1}), "column"),
     "no number": ([ROW], "has no number"),

@@ -100,7 +100,7 @@ def last_lines(logs: Path, local_rank: int) -> tuple[str, ...]:
     """Of what a rank wrote, the last lines that say something."""
     found: list[str] = []
     for path in sorted(logs.glob(f"*/attempt_0/{local_rank}/std*.log")):
-        found += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        found += [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip(" ^~")]
     return tuple(found[-LAST_LINES:])
 
 
@@ -113,7 +113,8 @@ def as_failure(end: End, nodes: int, kills_before: int | None) -> Failed | Unava
     how = "ended" if end.code is None else f"ended with {end.code}"
     if end.code is not None and end.code < 0:
         how = f"was killed by {killer(end.code)}"
-    last = f"; its last lines: {' | '.join(end.lines)}" if end.lines else ""
+    lines = end.lines[:-1] if end.said and end.lines and end.lines[-1] in end.said else end.lines
+    last = f"; its last lines: {' | '.join(lines)}" if lines else ""
     text = f"{who} {how}{f': {end.said}' if end.said else ''}{last}"
     now = out_of_memory_kills()
     starved = end.code == -signal.SIGKILL and None not in (now, kills_before) and now != kills_before

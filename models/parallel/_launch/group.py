@@ -47,14 +47,17 @@ class Group:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._held = os.open(self.folder / HELD, os.O_CREAT | os.O_RDWR)
         fcntl.flock(self._held, fcntl.LOCK_EX)
+        started: list[subprocess.Popen[bytes]] = []  # the launcher, once there is one
+        self.end = weakref.finalize(self, _end, started, self.folder, self._held, os.getpid())
+        self._started = started
         self.notes = _notes(self.folder / "notes", spec["size"])
         self._kills = out_of_memory_kills()
         own = {"folder": str(self.folder), "nodes": asdict(nodes), "node_rank": nodes.rank, "starter": os.getpid()}
         self._spec = spec | own
 
-    def start(self, key: bytes = b"") -> None:
-        """``key`` opens the connection to rank 0."""
-        (self.folder / "spec.json").write_text(json.dumps(self._spec | {"key": key.hex()}))
+    def start(self, key: bytes = b"", driver: str = "") -> None:
+        """Rank 0 connects to ``driver``, a socket, with ``key``."""
+        (self.folder / "spec.json").write_text(json.dumps(self._spec | {"key": key.hex(), "driver": driver}))
         with (self.folder / "launcher.log").open("wb") as log:
             self.launcher = subprocess.Popen(
                 [sys.executable, "-m", LAUNCHER, str(self.folder / "spec.json")],
@@ -63,7 +66,7 @@ class Group:
                 stderr=log,
                 process_group=0,  # Ctrl-C is for us; the session stays, by which a run finds what it started
             )
-        self.end = weakref.finalize(self, _end, self.launcher, self.folder, self._held, os.getpid())
+        self._started.append(self.launcher)
 
     def failure(self) -> Failed | Unavailable:
         """Why the group ended, where nobody asked it to."""
@@ -107,12 +110,12 @@ def pids(folder: Path) -> dict[int, int]:
     return found
 
 
-def _end(launcher: subprocess.Popen[bytes], folder: Path, held: int, owner: int) -> None:
+def _end(started: list[subprocess.Popen[bytes]], folder: Path, held: int, owner: int) -> None:
     """Nothing is left of a group: the launcher's process group, and the ranks, which have sessions of their own."""
     if os.getpid() != owner:  # a fork of the owner ends: the group is not its own
         return
     left = []
-    for pid in [launcher.pid, *pids(folder).values()]:
+    for pid in [*(launcher.pid for launcher in started), *pids(folder).values()]:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             left += [process, *process.children(recursive=True)]
@@ -121,7 +124,8 @@ def _end(launcher: subprocess.Popen[bytes], folder: Path, held: int, owner: int)
             process.kill()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-    launcher.wait()
+    for launcher in started:
+        launcher.wait()
     until = time.monotonic() + CLEARING_S
     while any(_lives(process) for process in left) and time.monotonic() < until:
         time.sleep(0.01)

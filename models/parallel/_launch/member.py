@@ -95,5 +95,5 @@ def take_part(spec: dict[str, Any]) -> None:
     """From the first word to the last."""
     rank = join(spec)
     key = bytes.fromhex(spec["key"])
-    serve(rank, Client(f"{spec['folder']}/driver", "AF_UNIX", authkey=key) if rank.world.rank == 0 else None)
+    serve(rank, Client(spec["driver"], "AF_UNIX", authkey=key) if rank.world.rank == 0 else None)
     distributed.destroy_process_group()

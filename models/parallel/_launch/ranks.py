@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 import subprocess
+import sys
 import time
 from dataclasses import asdict
 from multiprocessing.connection import Connection, Listener
+from pathlib import Path
 from typing import Any
 
 from archbench.hardware.gpu import detect_gpus
@@ -63,9 +65,9 @@ class Ranks:
             "run_id": secrets.token_hex(8),
         }
         self._group = Group(spec, nodes)
-        key = secrets.token_bytes(16)
-        listener = Listener(str(self._group.folder / "driver"), "AF_UNIX", authkey=key)
-        self._group.start(key)
+        key, address = secrets.token_bytes(16), socket_of(self._group.folder)
+        listener = Listener(address, "AF_UNIX", authkey=key)
+        self._group.start(key, address)
         self._connection = self._accepted(listener)
 
     def ask(self, what: str, *arguments: Any, within_s: float = CALL_S) -> Any:
@@ -128,6 +130,11 @@ class Ranks:
         who = late(group.folder, pids(group.folder), notes, self._here, group.nodes.count)
         group.end()
         return Failed("timeout", f"no answer within {seconds:.0f} s: {who}")
+
+
+def socket_of(folder: Path) -> str:
+    """Where rank 0 finds the driver: a name without a file where the system has such, for paths have to be short."""
+    return f"\0{folder.name}" if sys.platform == "linux" else str(folder / "driver")
 
 
 def _need_gpus(count: int) -> None:

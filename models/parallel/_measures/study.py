@@ -38,6 +38,8 @@ PAIRS = 3  # of an update by all ranks and one by a worker alone
 SEED = 1
 STATE = 2  # AdamW's numbers for each parameter
 
+UNEQUAL = 1.5  # the slowest rank's own time in the others' from which the reader wants to know which it is
+
 Metrics = dict[str, float]
 Start = Callable[[str, int], Ranks]  # of a module, so many
 
@@ -51,8 +53,8 @@ def study(module: str, case: ParallelCase, ranks: Ranks, start: Start) -> Outcom
     metrics |= checkpoint(ranks)
     metrics |= cost(case, ranks, start, tokens)
     metrics["first_step_s"] = first_step_s(module, ranks, start, tokens)
-    own = {"own_time_s_over_rank": [(float(rank), median(_own(report))) for rank, report in enumerate(reports)]}
-    return Outcome(metrics, own if len(reports) > 1 else {}, spans(reports))
+    first = {"cost_of_parallelism": metrics.pop("cost_of_parallelism")}  # what the track is about, for whoever reads
+    return Outcome(first | metrics, own_times(reports), spans(reports))
 
 
 def memory(reports: Sequence[Report]) -> Metrics:
@@ -91,6 +93,13 @@ def talk(reports: Sequence[Report]) -> Metrics:
 def _own(report: Report) -> list[float]:
     """Seconds of each profiled update in which the rank did not wait for another."""
     return [whole - waiting for whole, waiting in zip(report.profiled_s, report.exposed_s, strict=True)]
+
+
+def own_times(reports: Sequence[Report]) -> dict[str, list[tuple[float, float]]]:
+    """The ranks' own times as a curve, where one of them is much slower: which it is."""
+    own = [median(_own(report)) for report in reports]
+    unequal = len(own) > 1 and slowest(own) > UNEQUAL
+    return {"own_time_s_over_rank": [(float(rank), time_s) for rank, time_s in enumerate(own)]} if unequal else {}
 
 
 def slowest(own_s: Sequence[float]) -> float:

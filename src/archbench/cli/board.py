@@ -78,7 +78,7 @@ def _render(results: Path, folder: Path, address: str) -> None:
     address = address and address.rstrip("/") + "/"
     rendered = render(results, folder, here=_this_machine(results), address=address)
     report(rendered.problems)
-    out.print(f"{rendered.pages} pages, {rendered.rows} rows", highlight=False)
+    out.print(f"{rendered.pages} pages, {rendered.rows} row{'s' * (rendered.rows != 1)}", highlight=False)
     out.print(str(rendered.index.resolve()), highlight=False, soft_wrap=True, markup=False)
 
 

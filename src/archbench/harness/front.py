@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import getpass
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -71,13 +73,14 @@ class NotMerged(OSError):
 
 @contextmanager
 def measuring_alone(waiting: Callable[[], None]) -> Iterator[int]:
-    """Hold this user's measuring lock; ``waiting`` is called once when somebody else holds it.
+    """Hold this user's measuring lock of this host; ``waiting`` is called once when somebody else holds it.
 
     Yields the lock's file descriptor: the lock is held until the last process that inherits it has ended.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "archbench"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "measuring.lock").open("w") as lock:
+    host = re.sub(r"[^\w.-]", "_", platform.node())  # several hosts may share a home
+    with (folder / f"measuring-{host}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+
+import psutil
 
 from archbench.discovery import track_modules
 from archbench.harness.front import Interrupted, measuring_alone
@@ -105,5 +108,14 @@ def follow(nodes: Nodes, tracks: Iterable[str], waiting: Callable[[], None]) -> 
 
 def _alone(nodes: Nodes, waiting: Callable[[], None]) -> AbstractContextManager[object]:
     """This host's measuring lock, unless the first host is this one and holds it."""
-    same = nodes.host == "localhost" or nodes.host.startswith("127.")
-    return contextlib.nullcontext() if same else measuring_alone(waiting)
+    return contextlib.nullcontext() if is_here(nodes.host) else measuring_alone(waiting)
+
+
+def is_here(host: str) -> bool:
+    """Whether a name or address is one of this host's own; one that nobody knows is not."""
+    try:
+        known = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    own = {address.address for card in psutil.net_if_addrs().values() for address in card}
+    return any(address in own or address.startswith("127.") or address == "::1" for address in known)

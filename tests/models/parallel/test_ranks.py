@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +40,28 @@ def test_ranks_answer_until_they_are_closed_and_leave_nothing() -> None:
     assert launcher.returncode == 0
     assert not folder.exists()
     assert [pid for pid in members if psutil.pid_exists(pid)] == []
+
+
+def test_a_temporary_folder_may_have_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the path of a socket may be."""
+    long = tmp_path / ("a" * 110)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    group = Ranks("archbench.models.parallel.single", CASE, 1)
+    assert len(group.ask("train", *TRACK.make_inputs(CASE, 3, "cpu"))["losses"]) == CASE.steps
+    group.close()
+    assert list(long.iterdir()) == []
+
+
+def test_ranks_that_cannot_be_started_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "Listener", full)
+    with pytest.raises(OSError, match="No space left"):
+        Ranks(CONTENDER, CASE, 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_ranks_than_gpus_are_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
