@@ -162,6 +162,6 @@ TRACK = Track(
     items=lambda case: case.steps * case.batch * case.length,
     protocol="instrumented",
     stacks={"Memory of a rank": ("parameters_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes")},
-    on_request="about 45 minutes",
+    on_request="about 90 minutes",
     notes=NOTES,
 )
