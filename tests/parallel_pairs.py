@@ -1,6 +1,7 @@
 """Ways of training in pairs: all in the same two ranks, update by update in random order.
 
 A busy moment meets both.
+
     torchrun --nproc-per-node 2 tests/parallel_pairs.py gpipe gpipe_torch --micro-batches 2 4 8 16 --blocks 10
 
 For each number of micro-batches: the ratio of times to the first, with its interval, and the bubble beside its formula.
