@@ -192,7 +192,8 @@ def age(folder: Path) -> None:
 
 
 def test_a_folder_that_nobody_holds_goes_away(scratch: Path) -> None:
-    held = Group({"size": 1}, Nodes()).folder
+    group = Group({"size": 1}, Nodes())
+    held = group.folder
     age(held)
     left_behind, new = scratch / f"{PREFIX}1", scratch / f"{PREFIX}2"
     for folder in (left_behind, new):
@@ -201,5 +202,6 @@ def test_a_folder_that_nobody_holds_goes_away(scratch: Path) -> None:
     age(left_behind)
     sweep(scratch)
     assert (held.exists(), left_behind.exists(), new.exists()) == (True, False, True)
-    for folder in (held, new):
-        shutil.rmtree(folder)
+    group.end()
+    assert not held.exists()
+    shutil.rmtree(new)
