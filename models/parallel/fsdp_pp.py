@@ -10,8 +10,8 @@ Source: Narayanan et al. 2021, arXiv:2104.04473; Zhao et al. 2023, arXiv:2304.11
 """
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch import Tensor, distributed
+from torch.distributed.pipelining import Schedule1F1B
 
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._build import Training, built
@@ -26,16 +26,6 @@ from archbench.models.parallel._ways.timeline import Timeline
 from archbench.track import Contender, Unavailable
 
 STAGES = SHARDS = 2
-
-
-class GroupStage(TimedStage):
-    """A stage that talks in a group of its own, one rank of every stage."""
-
-    def __init__(
-        self, timeline: Timeline, model: nn.Module, stage: int, device: torch.device, group: distributed.ProcessGroup
-    ) -> None:
-        PipelineStage.__init__(self, model, stage, STAGES, device, group=group)
-        self.timeline, self.part = timeline, 0
 
 
 class ShardedStage(Trainer):
@@ -53,7 +43,7 @@ class ShardedStage(Trainer):
         self.model = sharded(model, mesh["shard"], reshard=False)
         self.optimizer = optimizer_of(self.model)
         self.timeline = Timeline(world.device)
-        self._stage = GroupStage(self.timeline, self.model, stage, world.device, mesh.get_group("stage"))
+        self._stage = TimedStage(self.timeline, self.model, stage, STAGES, world.device, group=mesh.get_group("stage"))
         self._schedule = Schedule1F1B(self._stage, case.micro_batches, loss_fn=self._micro_loss, scale_grads=False)
         self.keep()
 

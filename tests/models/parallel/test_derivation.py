@@ -3,7 +3,6 @@
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,18 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from archbench.models.parallel import ParallelCase, make_inputs
 from archbench.models.parallel._model import Block, LanguageModel, language_model, loss_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASE = ParallelCase(layers=2, dim=32, length=15, batch=8, micro_batches=2, heads=8)
 LENGTH, WIDTH = CASE.length, CASE.dim
 RANKS = (2, 4, 8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Equations do not depend on threads, and tensors this small only wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(got: Any, want: Any) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from archbench.models.parallel import TRACK, ParallelCase
 from archbench.models.parallel._model import LanguageModel, language_model, loss_of, optimizer_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CASE = ParallelCase(layers=3, dim=32, length=15, batch=4, micro_batches=2)
 CASES = (CASE, replace(CASE, layers=2, dim=48, heads=6, length=9, batch=6), replace(CASE, layers=1, vocabulary=1000))
@@ -67,15 +69,6 @@ class Held:
     def __del__(self) -> None:
         if self.kept:
             self.kept.used(self.tensor, -1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sizes do not depend on threads, and tensors this small only wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def block_numbers(case: ParallelCase) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,18 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from archbench.models.parallel import ParallelCase
 from archbench.models.parallel._model import language_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FORWARD, AGAIN, BACKWARD = "forward", "again", "backward"
 Order = list[tuple[str, int]]  # what a stage does, and with which micro-batch
 SHAPES = [(stages, parts) for stages in (1, 2, 3, 4) for parts in (1, 2, 3, 4, 8, 9)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Counts do not depend on threads, and tensors this small only wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def gpipe(stage: int, stages: int, parts: int) -> Order:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,21 +14,14 @@ from torch import Tensor, nn
 from archbench.models.parallel import ParallelCase, make_inputs
 from archbench.models.parallel._model import LanguageModel, language_model, loss_of, optimizer_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 U, V = 2.0**-8, 2.0**-24
 BETAS = (0.9, 0.95)
 EPSILON = 1e-6
 RATE = 3e-4  # of the track's optimizer
 CASE = ParallelCase(layers=2, dim=32, length=15, batch=4, micro_batches=2)
 ULPS = 1 + 1e-12  # float64 rounds as well
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Values do not depend on threads here, and tensors this small only wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
