@@ -1,8 +1,8 @@
 """C++ of contenders and of the ceilings: compiled for this machine, once, and kept.
 
-A library is made of all ``*.cpp`` of a folder and named by the digest of everything in the folder, the flags and what
-the compiler says of this processor, so an edited source, another compiler or another machine in a shared home directory
-gets its own.
+A library is made of all ``*.cpp`` of a folder and named by the digest of everything in the folder and in those it
+includes headers of, the flags and what the compiler says of this processor, so an edited source, another compiler or
+another machine in a shared home directory gets its own.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ def folder() -> Path:
 
 
 @cache
-def load(sources: Path) -> ctypes.CDLL:
-    """The library of a folder of C++, built where it is not there yet.
+def load(sources: Path, *shared: Path) -> ctypes.CDLL:
+    """The library of a folder of C++, built where it is not there yet; ``shared`` folders have headers it includes.
 
     Import torch before: the library then shares its OpenMP runtime, and with it threads and their number.
     Raises Unavailable where there is no compiler or it knows no OpenMP, RuntimeError where the source does not compile.
     """
-    return ctypes.CDLL(str(build(sources)))
+    return ctypes.CDLL(str(build(sources, shared=shared)))
 
 
-def build(sources: Path, extra: tuple[str, ...] = ()) -> Path:
+def build(sources: Path, extra: tuple[str, ...] = (), shared: tuple[Path, ...] = ()) -> Path:
     """Compile a folder with ``FLAGS`` and ``extra`` for this processor; the library's path. Raises as ``load``."""
     compiler = _compiler()
     target = _target(compiler)
-    files = sorted(path for path in sources.iterdir() if path.suffix in (".cpp", ".hpp"))
+    files = [
+        path for place in (sources, *shared) for path in sorted(place.iterdir()) if path.suffix in (".cpp", ".hpp")
+    ]
     parts = [part for path in files for part in (path.name.encode(), path.read_bytes())]
     parts += [*map(str.encode, (*FLAGS, *extra, target)), _macros(compiler, target)]
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
@@ -49,8 +51,9 @@ def build(sources: Path, extra: tuple[str, ...] = ()) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            units = [str(path) for path in files if path.suffix == ".cpp"]
-            _run(compiler, *FLAGS, target, *extra, *units, "-o", str(staged))
+            units = [str(path) for path in files if path.suffix == ".cpp" and path.parent == sources]
+            includes = [f"-I{place}" for place in shared]
+            _run(compiler, *FLAGS, target, *extra, *includes, *units, "-o", str(staged))
             os.replace(staged, path)
         finally:
             staged.unlink(missing_ok=True)

@@ -22,11 +22,13 @@ import numpy.typing as npt
 
 from archbench.hardware import native
 from archbench.hardware.cpu import usable_cores
+from archbench.kernels import int4_linear
 from archbench.models.edge_llm import EdgeCase, Logits, Tokens, prefix
 from archbench.models.edge_llm._weights import Weights, open_weights
 from archbench.track import Contender, Unavailable
 
 SOURCES = Path(__file__).parent / "_cpu"
+MATRICES = Path(int4_linear.__file__).parent / "_cpu"  # headers
 FORMATS = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3}  # of weights and of caches, as model.hpp numbers them
 PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NUMBERS = (  # fields of model.hpp's Sizes
@@ -136,7 +138,7 @@ def build(case: EdgeCase) -> NativeDecoder:
     reason = refusal(weights, case)
     if reason is not None:
         raise Unavailable(reason)
-    return NativeDecoder(native.load(SOURCES), weights, case)
+    return NativeDecoder(native.load(SOURCES, MATRICES), weights, case)
 
 
 CONTENDER: Contender[EdgeCase] = Contender(build=build, device="cpu")

@@ -18,6 +18,8 @@
 
 namespace edge {
 
+using namespace lanes;
+
 constexpr int CHUNK = 128, PAIR = 2 * WIDTH, MAX_ROWS = 48;
 constexpr float MASKED = -1e30f;
 

@@ -17,7 +17,7 @@
 
 #include "vectors.hpp"
 
-namespace edge {
+namespace lanes {
 
 // How weights of a kind are packed and multiplied.
 struct Format {
@@ -208,4 +208,4 @@ struct Plain final : Grouped<Plain<Element>> {
     }
 };
 
-}  // namespace edge
+}  // namespace lanes

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <new>
 
-namespace edge {
+namespace lanes {
 
 class Barrier {
   public:
@@ -74,4 +74,4 @@ struct Share {
         : first(int(int64_t(count) * me / threads)), last(int(int64_t(count) * (me + 1) / threads)) {}
 };
 
-}  // namespace edge
+}  // namespace lanes

@@ -13,25 +13,25 @@
 #include <cstring>
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define EDGE_AVX512 1
+#define LANES_AVX512 1
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define EDGE_AVX2 1
+#define LANES_AVX2 1
 #elif defined(__ARM_NEON) && defined(__aarch64__)
-#define EDGE_NEON 1
+#define LANES_NEON 1
 #endif
 
-#if defined(EDGE_AVX512) || defined(EDGE_AVX2)
+#if defined(LANES_AVX512) || defined(LANES_AVX2)
 #include <immintrin.h>
-#elif defined(EDGE_NEON)
+#elif defined(LANES_NEON)
 #include <arm_neon.h>
 #endif
 
-namespace edge {
+namespace lanes {
 
 // GROUP: tokens whose sums stay in registers beside the eight operands of a block. QUERIES: rows of attention's tiles.
-#if defined(EDGE_AVX512)
+#if defined(LANES_AVX512)
 constexpr int WIDTH = 16, GROUP = 12, QUERIES = 8;
-#elif defined(EDGE_AVX2)
+#elif defined(LANES_AVX2)
 constexpr int WIDTH = 8, GROUP = 4, QUERIES = 4;
 #else
 constexpr int WIDTH = 4, GROUP = 8, QUERIES = 8;
@@ -57,7 +57,7 @@ inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
-#if defined(EDGE_AVX512)  // through memory, as below, takes twice as long
+#if defined(LANES_AVX512)  // through memory, as below, takes twice as long
 inline float sum_of(Vector x) { return _mm512_reduce_add_ps(__m512(x)); }
 inline float max_of(Vector x) { return _mm512_reduce_max_ps(__m512(x)); }
 #else
@@ -117,11 +117,11 @@ inline uint16_t narrow(float x) {
 // WIDTH elements as floats, whatever they are stored as.
 inline Vector widened(const float* p) { return load(p); }
 inline Vector widened(const int8_t* p) {
-#if defined(EDGE_AVX512)
+#if defined(LANES_AVX512)
     return Vector(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
-#elif defined(EDGE_AVX2)
+#elif defined(LANES_AVX2)
     return Vector(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
-#elif defined(EDGE_NEON)
+#elif defined(LANES_NEON)
     uint32_t four;
     std::memcpy(&four, p, 4);
     return Vector(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))))));
@@ -130,11 +130,11 @@ inline Vector widened(const int8_t* p) {
 #endif
 }
 inline Vector widened(const uint16_t* p) {
-#if defined(EDGE_AVX512)
+#if defined(LANES_AVX512)
     return Vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(EDGE_AVX2)
+#elif defined(LANES_AVX2)
     return Vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(EDGE_NEON)
+#elif defined(LANES_NEON)
     return Vector(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))));
 #else
     return Vector{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
@@ -144,9 +144,9 @@ inline Vector widened(const uint16_t* p) {
 // The two halves of 4 * WIDTH bytes that hold two numbers of four bits each.
 inline Bytes low_nibbles(Bytes x) { return x & 15; }
 inline Bytes high_nibbles(Bytes x) {
-#if defined(EDGE_AVX512)
+#if defined(LANES_AVX512)
     return Bytes(_mm512_and_si512(_mm512_srli_epi16(__m512i(x), 4), _mm512_set1_epi8(15)));
-#elif defined(EDGE_AVX2)
+#elif defined(LANES_AVX2)
     return Bytes(_mm256_and_si256(_mm256_srli_epi16(__m256i(x), 4), _mm256_set1_epi8(15)));
 #else
     typedef uint8_t Unsigned __attribute__((vector_size(4 * WIDTH)));
@@ -156,7 +156,7 @@ inline Bytes high_nibbles(Bytes x) {
 
 // A block's products: start + sum over 32 columns of w[row] * a, exactly. Operand g holds columns 4g to 4g + 3.
 // ``Small``: w is 0..15. Else it is signed, and shifted to unsigned by OFFSET where the instruction wants that.
-#if defined(EDGE_AVX512) || defined(__AVXVNNI__)
+#if defined(LANES_AVX512) || defined(__AVXVNNI__)
 constexpr int OFFSET = 128;
 #else
 constexpr int OFFSET = 0;
@@ -170,18 +170,18 @@ inline int32_t four(const int8_t* a) {
 
 template <bool SMALL>
 inline Integers products(const Bytes* w, const int8_t* a, int32_t start) {
-#if defined(EDGE_AVX512)
+#if defined(LANES_AVX512)
     __m512i sum = _mm512_set1_epi32(start);
 #pragma GCC unroll 8
     for (int g = 0; g < OPERANDS; ++g) sum = _mm512_dpbusd_epi32(sum, __m512i(w[g]), _mm512_set1_epi32(four(a + 4 * g)));
     return Integers(sum);
-#elif defined(EDGE_AVX2) && defined(__AVXVNNI__)
+#elif defined(LANES_AVX2) && defined(__AVXVNNI__)
     __m256i sum = _mm256_set1_epi32(start);
 #pragma GCC unroll 8
     for (int g = 0; g < OPERANDS; ++g)
         sum = _mm256_dpbusd_avx_epi32(sum, __m256i(w[g]), _mm256_set1_epi32(four(a + 4 * g)));
     return Integers(sum);
-#elif defined(EDGE_AVX2)
+#elif defined(LANES_AVX2)
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i sum = _mm256_set1_epi32(start), pairs = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -195,7 +195,7 @@ inline Integers products(const Bytes* w, const int8_t* a, int32_t start) {
         }
     }
     return Integers(SMALL ? _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones)) : sum);
-#elif defined(EDGE_NEON) && defined(__ARM_FEATURE_DOTPROD)
+#elif defined(LANES_NEON) && defined(__ARM_FEATURE_DOTPROD)
     const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
     int32x4_t sum = vdupq_n_s32(start);
     sum = vdotq_laneq_s32(sum, int8x16_t(w[0]), a0, 0);
@@ -207,7 +207,7 @@ inline Integers products(const Bytes* w, const int8_t* a, int32_t start) {
     sum = vdotq_laneq_s32(sum, int8x16_t(w[6]), a1, 2);
     sum = vdotq_laneq_s32(sum, int8x16_t(w[7]), a1, 3);
     return Integers(sum);
-#elif defined(EDGE_NEON)
+#elif defined(LANES_NEON)
     int32x4_t sum = vdupq_n_s32(start);
 #pragma GCC unroll 8
     for (int g = 0; g < OPERANDS; ++g) {
@@ -224,4 +224,4 @@ inline Integers products(const Bytes* w, const int8_t* a, int32_t start) {
 #endif
 }
 
-}  // namespace edge
+}  // namespace lanes
