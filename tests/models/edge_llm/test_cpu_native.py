@@ -26,7 +26,7 @@ from archbench.models.edge_llm._gate import agreement, bound
 from archbench.models.edge_llm._reference import evaluate, vocabulary
 from archbench.models.edge_llm._reference import logits as reference
 from archbench.models.edge_llm._weights import open_weights
-from archbench.models.edge_llm.cpu_native import SOURCES, NativeDecoder, build, refusal
+from archbench.models.edge_llm.cpu_native import MATRICES, SOURCES, NativeDecoder, build, refusal
 from archbench.track import Unavailable
 
 pytest.importorskip("gguf", reason="model files are written with the package gguf")
@@ -52,7 +52,7 @@ EMULATED = [replace(TEXT, threads=2), replace(TEXT, weights="q8_0", tokens=3), r
 @pytest.fixture(params=WAYS, scope="module")
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(native.build(SOURCES, WAYS[request.param])))
+        return ctypes.CDLL(str(native.build(SOURCES, WAYS[request.param], (MATRICES,))))
     except Unavailable as reason:
         pytest.skip(str(reason))
 
@@ -249,7 +249,7 @@ def test_neon_is_right_too(flag: str, tmp_path: Path) -> None:
     if compiler is None or emulator is None:
         pytest.skip("needs the Debian packages g++-aarch64-linux-gnu and qemu-user-static")
     program, source = str(tmp_path / "decoder"), str(Path(__file__).parent / "emulated_decoder.cpp")
-    flags = ("-O1", "-std=c++17", "-fopenmp", "-static", flag, f"-I{SOURCES}")
+    flags = ("-O1", "-std=c++17", "-fopenmp", "-static", flag, f"-I{SOURCES}", f"-I{MATRICES}")
     subprocess.run([compiler, *flags, source, "-o", program], check=True, capture_output=True)
     for case in EMULATED:
         with Emulated(case.config, emulator, "-cpu", "max", program) as library:
