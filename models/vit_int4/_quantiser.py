@@ -1,13 +1,18 @@
-"""A quantiser that learns its step: forward and gradients, one pass over memory each on a CPU.
+"""Quantisers that learn their step: forward and gradients, one pass over memory each on a CPU.
 
 ``y = clamp(round((x - offset) / step), low, high) * step + offset``. Rounding has no useful derivative; its gradient is
 taken to be one inside the levels and none outside, and from that follow those of the step, ``level - x / step`` inside
-and ``low`` or ``high`` outside, and of the offset, none inside and one outside. Weights have a step for each row and no
-offset, activations one of each for the tensor: after a GELU most values are small and none is below -0.17.
+and ``low`` or ``high`` outside, and of the offset, none inside and one outside. Weights have a step for each row, or
+for each group of a row, and no offset; activations have one of each for the tensor: after a GELU most values are small
+and none is below -0.17, after a softmax none is below 0, and where to clip is learned.
+
+What is trained is the logarithm of a step, and an offset in steps: a step stays positive, and one learning rate suits
+steps of any size. The mathematics: docs/derivations/quantization.md
 
 Letters: N outputs, K inputs, R rows, C columns.
 
-Source: Esser et al. 2020, arXiv:1902.08153 (LSQ); Bhalgat et al. 2020, arXiv:2004.09576 (LSQ+)
+Source: Esser et al. 2020, arXiv:1902.08153 (LSQ); Bhalgat et al. 2020, arXiv:2004.09576 (LSQ+); Jain et al. 2020,
+arXiv:1903.08066 (thresholds as logarithms)
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from archbench.hardware import native
+from archbench.models.vit_int4._plan import Ranges
+from archbench.models.vit_int4._ranges import activation_range, weight_steps
 from archbench.track import Unavailable
 
 SOURCES = Path(__file__).parent / "_cpu"
@@ -35,7 +42,7 @@ def library() -> ctypes.CDLL | None:
     except Unavailable:
         return None
     address, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    shape = [number, number, address, number, real, real, real, ctypes.c_int]
+    shape: list[Any] = [number, number, address, number, real, real, real, ctypes.c_int]
     found.archbench_quantise.argtypes, found.archbench_quantise.restype = [address] * 2 + shape, None
     found.archbench_quantise_backward.argtypes = [address] * 5 + shape
     found.archbench_quantise_backward.restype = None
@@ -101,65 +108,64 @@ def _sizes(x: Tensor, step: Tensor, offset: Tensor | None, low: float, high: flo
 
 
 class WeightQuantiser(nn.Module):
-    """Of a matrix (N, K): ``bits`` bits, symmetric, a step for each row."""
+    """Of a matrix (N, K): symmetric, ``bits`` bits, a step for each ``group`` columns of a row; 0: for each row."""
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, weight: Tensor, bits: int, group: int = 0, ranges: Ranges = "least_squares") -> None:
         super().__init__()
+        self.bits, self.columns = bits, group or weight.shape[1]
         self.low, self.high = -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
-        self.scale = (weight.shape[1] * self.high) ** -0.5
-        self.step = nn.Parameter(best_step(weight.detach().flatten(1), self.low, self.high))
+        self.scale = (self.columns * self.high) ** -0.5
+        steps = weight_steps(weight.detach().reshape(-1, self.columns), self.low, self.high, ranges)
+        self.log_step = nn.Parameter(steps.flatten().log())  # one-dimensional: it does not decay
+
+    @property
+    def step(self) -> Tensor:
+        """(N, K / group), as numbers."""
+        return self.log_step.detach().exp().view(-1, 1)
 
     def forward(self, weight: Tensor) -> Tensor:
-        y: Tensor = FakeQuantise.apply(weight, self.step, None, self.low, self.high, self.scale)
-        return y
+        rows = weight.reshape(-1, self.columns)
+        y: Tensor = FakeQuantise.apply(rows, self.log_step.exp()[:, None], None, self.low, self.high, self.scale)
+        return y.view_as(weight)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """The levels (N, K) int8."""
+        rows = weight.reshape(-1, self.columns) / self.step
+        return rows.clamp(self.low, self.high).round().to(torch.int8).view_as(weight)
 
 
 class ActivationQuantiser(nn.Module):
-    """Of activations: ``bits`` bits from ``offset`` on, one step. Set by the first values it sees, then learned."""
+    """Of activations: ``bits`` bits, one step, the lowest level at ``zero`` steps below 0.
 
-    def __init__(self, bits: int) -> None:
+    ``observing`` is set while it looks at values, from which its range then follows (``_layers.calibrate``).
+    """
+
+    def __init__(self, bits: int, ranges: Ranges = "least_squares") -> None:
         super().__init__()
-        self.high = float(2**bits - 1)
-        self.step = nn.Parameter(torch.zeros(()))
-        self.offset = nn.Parameter(torch.zeros(()))
+        self.bits, self.high, self.ranges = bits, float(2**bits - 1), ranges
+        self.log_step = nn.Parameter(torch.zeros(()))
+        self.zero = nn.Parameter(torch.zeros(()))
+        self.observing = False
+
+    @property
+    def step(self) -> Tensor:
+        return self.log_step.exp()
+
+    @property
+    def offset(self) -> Tensor:
+        """The number that level 0 stands for."""
+        return -self.zero * self.step
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.observing:
+            self.observe(x)
         scale = (x.shape[-1] * self.high) ** -0.5
         y: Tensor = FakeQuantise.apply(x, self.step, self.offset, 0.0, self.high, scale)
         return y
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Start with the range that gives the least squared error on x."""
-        step, offset = best_range(x.flatten(), self.high)
-        self.step.copy_(step)
-        self.offset.copy_(offset)
-
-
-CLIPPED = torch.linspace(0.3, 1.0, 29)  # shares of the largest magnitude that are tried as the end of the range
-SAMPLE = 1 << 17
-
-
-def best_step(rows: Tensor, low: float, high: float) -> Tensor:
-    """(R, 1): of the steps that clip at a share of a row's largest magnitude the one of least squared error."""
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
-    steps = [largest * share / high for share in CLIPPED.tolist()]
-    errors = [((rows / s).clamp(low, high).round() * s - rows).square().sum(1) for s in steps]
-    return torch.stack(steps).gather(0, torch.stack(errors).argmin(0).view(1, -1, 1))[0]
-
-
-def best_range(values: Tensor, high: float) -> tuple[Tensor, Tensor]:
-    """Step and offset of least squared error on values (C,), over shares of their range."""
-    if len(values) > SAMPLE:
-        values = values[:: len(values) // SAMPLE]
-    least, largest = values.min(), values.max()
-    best: tuple[float, Tensor, Tensor] | None = None
-    for below in CLIPPED.tolist():
-        for above in CLIPPED.tolist():
-            step = ((largest * above - least * below) / high).clamp_min(1e-8)
-            offset = least * below
-            error = float((((values - offset) / step).clamp(0, high).round() * step + offset - values).square().sum())
-            if best is None or error < best[0]:
-                best = error, step, offset
-    assert best is not None
-    return best[1], best[2]
+        step, offset = activation_range(x.flatten(), self.high, self.ranges)
+        self.log_step.copy_(step.log())
+        self.zero.copy_(-offset / step)

@@ -2,7 +2,7 @@
 
 Patches become tokens by one convolution, a class token goes before them, positions are added; blocks of self-attention
 and a two-layer GELU network, normalised before each; the class token's last state gives the classes. Every matrix is an
-``nn.Linear`` that can be replaced by a quantised one (``_layers.py``), and so is the product with which attention mixes.
+``nn.Linear`` that a quantised one can replace (``_layers.py``), and so can attention's two products.
 
 Letters: N images, C channels, H height, W width, P patch, T tokens, D features, M heads.
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPS = 1e-6  # of layer norms, as timm has it
+DEVIATION = 0.02  # of weights before training
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class PatchEmbed(nn.Module):
         return self.proj(images_NCHW).flatten(2).transpose(1, 2)
 
 
+class Mix(nn.Module):
+    """softmax(q k^T / sqrt(D / M)) v: (N, M, T, D / M) three times -> the same."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """(N, T, D) -> (N, T, D)."""
 
@@ -67,11 +75,12 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = size.heads
         self.qkv = nn.Linear(size.dim, 3 * size.dim)
+        self.mix = Mix()
         self.proj = nn.Linear(size.dim, size.dim)
 
     def forward(self, x_NTD: Tensor) -> Tensor:
         q, k, v = self.qkv(x_NTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (N, M, T, D / M) each
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = self.mix(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -116,7 +125,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(size.dim, size.classes)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.trunc_normal_(parameter, std=DEVIATION)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

@@ -1,0 +1,53 @@
+"""Where a quantiser's levels lie before anything is learned.
+
+``minmax``: the range of the values, weights alike in all rows: what PyTorch's default observers take. ``rows``: the
+same, for each row (or group) of a matrix on its own. ``least_squares``: the range, for each row, whose rounding and
+clipping together give the least squared error; found by trying.
+
+Letters: R rows, C columns.
+
+Source: https://docs.pytorch.org/docs/stable/quantization-support.html (MinMaxObserver); Banner et al. 2019,
+arXiv:1810.05723 (clipping that minimises the squared error)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from archbench.models.vit_int4._plan import Ranges
+
+SHARES = torch.linspace(0.3, 1.0, 29).tolist()  # of the largest magnitude, tried as the end of the range
+SAMPLE = 1 << 17  # values of an activation that are tried on
+TINY = 1e-8
+
+
+def weight_steps(rows: Tensor, low: float, high: float, ranges: Ranges) -> Tensor:
+    """(R, 1): steps of rows (R, C), levels from ``low`` to ``high``."""
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(TINY)
+    if ranges == "minmax":
+        return torch.full_like(largest, float(largest.max()) / high)
+    if ranges == "rows":
+        return largest / high
+    steps = [largest * share / high for share in SHARES]
+    errors = [((rows / s).clamp(low, high).round() * s - rows).square().sum(1) for s in steps]
+    return torch.stack(steps).gather(0, torch.stack(errors).argmin(0).view(1, -1, 1))[0]
+
+
+def activation_range(values: Tensor, high: float, ranges: Ranges) -> tuple[Tensor, Tensor]:
+    """Step and offset for values (C,), levels from 0 to ``high``. Zero is within the range."""
+    least, largest = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
+    if ranges != "least_squares":
+        step = ((largest - least) / high).clamp_min(TINY)
+        return step, -(-least / step).round() * step
+    sample = values[:: max(1, len(values) // SAMPLE)]
+    best: tuple[float, Tensor, Tensor] | None = None
+    for below in SHARES:
+        for above in SHARES:
+            step = ((largest * above - least * below) / high).clamp_min(TINY)
+            offset = least * below
+            error = float((((sample - offset) / step).clamp(0, high).round() * step + offset - sample).square().sum())
+            if best is None or error < best[0]:
+                best = error, step, offset
+    assert best is not None
+    return best[1], best[2]

@@ -1,0 +1,19 @@
+"""Weights in 4 bits, each to its nearest level, and everything else in floating point; groups of 32 share a scale.
+
+Source: Dettmers & Zettlemoyer 2022, arXiv:2212.09720
+"""
+
+from __future__ import annotations
+
+from archbench.models.vit_int4 import VitCase
+from archbench.models.vit_int4._method import Method
+from archbench.models.vit_int4._plan import FLOAT, Bits
+from archbench.models.vit_int4._workload import rounding
+from archbench.track import Contender
+
+
+def build(case: VitCase) -> Method:
+    return Method(rounding(case.plan(Bits(4, FLOAT, 32))))
+
+
+CONTENDER: Contender[VitCase] = Contender(build=build)

@@ -1,0 +1,21 @@
+"""4 bits for weights, 8 for inputs, trained with them: the steps are learned (LSQ+), forward and backward our own.
+
+Source: Esser et al. 2020, arXiv:1902.08153; Bhalgat et al. 2020, arXiv:2004.09576
+"""
+
+from __future__ import annotations
+
+from archbench.models.vit_int4 import VitCase
+from archbench.models.vit_int4._method import Method
+from archbench.models.vit_int4._plan import Bits
+from archbench.models.vit_int4._workload import rounding
+from archbench.track import Contender
+
+BITS = Bits(4, 8)
+
+
+def build(case: VitCase) -> Method:
+    return Method(rounding(case.plan(BITS)), trains=True, bits=BITS)
+
+
+CONTENDER: Contender[VitCase] = Contender(build=build)
