@@ -72,6 +72,21 @@ class Gate(Protocol[CaseT_contra]):
         """Return the relative error of ``outputs``, or raise ``archbench.checks.Wrong`` with what and where."""
 
 
+class Judging(Protocol):
+    """A call made by ``Track.workload`` that judges answers itself, in the gate's place.
+
+    For tracks where the right answer depends on the contender: a quantised network is right when it answers, where it
+    is deployed, as it did where it was made. Only what the workload made is asked: a contender that the workload
+    passes on as it is does not judge itself.
+    """
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The timed call."""
+
+    def judge(self, inputs: tuple[Any, ...], outputs: Any) -> float:
+        """The relative error of ``outputs``, or raises ``archbench.checks.Wrong`` with what and where."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a cell is measured."""
@@ -172,6 +187,7 @@ class Track(Generic[CaseT]):
     on_request: str = ""  # "25 minutes": a track that takes so long is measured where it is named, never else
     preload: tuple[str, ...] = ()  # modules asv's fork server imports once instead of every cell again
     notes: str = ""  # method notes for the track's page: plain paragraphs
+    derivation: str = ""  # its page of docs/derivations, where that has another name than the track
 
     def case(self, slug: str) -> CaseT:
         """The case of this slug. Raises KeyError when the track has none."""

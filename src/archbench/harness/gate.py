@@ -16,7 +16,7 @@ import numpy as np
 
 from archbench.checks import Wrong
 from archbench.harness.tensors import duplicate, refill, same, snapshot
-from archbench.track import Call, Contender, Device, Track
+from archbench.track import Call, Contender, Device, Judging, Track
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Examiner:
     work: Call
     device: Device
     name: str  # of the contender
+    judging: Judging | None = None  # the work, where the track's workload made it one that judges
 
     def ask_once(self, seed: int) -> float:
         """One question with fresh inputs; the relative error. Raises Wrong."""
@@ -43,7 +44,12 @@ class Examiner:
         return max(first, self._ask(inputs))
 
     def judge(self, inputs: tuple[Any, ...], outputs: Any) -> float:
-        """The track's gate, or the contender's own where it computes another function. Raises Wrong."""
+        """Asks the contender's own gate where it computes another function, else the workload or the track's gate.
+
+        Raises Wrong.
+        """
+        if self.judging is not None and self.contender.gate is None:
+            return self.judging.judge(inputs, outputs)
         gate = self.contender.gate or self.track.gate
         return gate(self.case, inputs, outputs)
 

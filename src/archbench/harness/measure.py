@@ -112,7 +112,8 @@ def examiner(track: Track[Any], case: Any, loaded: Loaded, place: Place) -> Exam
     if not callable(call):
         raise Refused("crashed", f"build() returned a {type(call).__name__}, not a call")
     work: Call = settle(lambda: track.workload(case, call))
-    return Examiner(track, case, entry, work, place.device, loaded.contender)
+    judging: Any = work if work is not call and hasattr(type(work), "judge") else None
+    return Examiner(track, case, entry, work, place.device, loaded.contender, judging)
 
 
 def preload(track: Track[Any]) -> None:
