@@ -17,7 +17,7 @@ from archbench.formatting import quantity, ratio, seconds
 from archbench.reports.charts import RatioScale
 from archbench.reports.export import also, rank_text, with_interval
 from archbench.reports.row import Row, is_rankable
-from archbench.reports.words import is_share, words
+from archbench.reports.words import is_share, one, words
 
 HTML_ROWS = 100
 TEXTS: dict[str, Callable[[Row], str]] = {
@@ -170,13 +170,13 @@ def _columns(rows: Sequence[Row], item: str) -> list[Column]:
         Column("case", "Case"),
         Column("rank", "Rank", "interval of places: shared where nobody can tell"),
         Column("contender", "Contender"),
-        Column("time", "Time", f"median seconds a {item}"),
+        Column("time", "Time", f"median seconds {one(item)}"),
         Column("slowdown", "Slowdown", "paired ratio to the baseline with its 95 % interval; lower is better"),
         Column("quality", (" or ".join(qualities) or "quality").capitalize(), "mean over the seeds", bool(qualities)),
         Column("limit", "Of limit", "share of what this machine was measured to be able to do", not qualities),
         Column("memory", "Memory", "peak bytes a call adds"),
         Column("error", "Error", "relative to the float64 reference", False),
-        Column("energy", "Energy", f"joules a {item}, where there is a counter", energy),
+        Column("energy", "Energy", f"joules {one(item)}, where there is a counter", energy),
         Column("blocks", "Blocks", "paired blocks behind the slowdown", False),
         Column("status", "Status"),
         Column("verified", "Verified", SIGNED, any(row.verified for row in rows)),

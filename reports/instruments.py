@@ -15,7 +15,7 @@ from archbench.cells import Scalar
 from archbench.formatting import quantity
 from archbench.reports.export import MAIN
 from archbench.reports.row import Row
-from archbench.reports.words import is_share, predictions, said, share_text, words
+from archbench.reports.words import is_share, many, predictions, said, share_text, words
 from archbench.training import unit_of
 
 UNITS = {"s": "seconds", "B": "bytes", "J": "joules"}
@@ -69,7 +69,7 @@ def _table(case: str, rows: Sequence[Row], item: str) -> Instruments:
     names = list(dict.fromkeys(name for row in rows for name in extra(row)))
     predicted = predictions(names)
     shown = [name for name in names if name not in predicted.values()][:MOST_COLUMNS]
-    rate = [f"{item}s a second"] if item != "call" else []
+    rate = [f"{many(item)} a second"] if item != "call" else []
     heads = [*rate, *(f"{head}{_apart(name, shown)}" for name, head in zip(shown, map(words, shown), strict=True))]
     told = [(row.contender, [_reading(row, name, predicted) for name in shown]) for row in rows]
     if item != "call":

@@ -20,6 +20,7 @@ from archbench.reports.export import rank_text
 from archbench.reports.instruments import Instruments, instruments
 from archbench.reports.rank import band, log_interval, overall
 from archbench.reports.row import MEASURED, Row, is_crowded, is_rankable
+from archbench.reports.words import one
 from archbench.stats import Interval, geometric_mean
 
 
@@ -57,6 +58,7 @@ class TrackBoard:
     sentence: str
     quality: str  # what ranks in words, where it is not the time
     measure: str  # the head of the standings' column
+    timed: str  # what a time is of: "a token", "a step"
     data: list[tuple[str, str, str]]  # what its rows were measured on: name, origin, fingerprint
     standings: list[Standing]
     one: float  # where 1x is on the strips of the standings
@@ -128,6 +130,7 @@ def track_board(
     """
     cases: Mapping[str, Mapping[str, Scalar]] = note.cases if note else {}
     item = note.item if note else "call"
+    timed = one("step" if item == "call" and rows[0].quality else item)  # the call of a track that trains is a step
     shown = current(rows)
     first = shown[0]
     newest = max(shown, key=lambda row: row.run)
@@ -149,9 +152,10 @@ def track_board(
         forced=sorted({str(row.host["forced"]) for row in shown if row.host.get("forced")}),
         versions=versions_of(newest),
         noise=f"±{100 * (math.exp(width) - 1):.1f} %" if width else "",
-        sentence=sentence(shown, table),
+        sentence=sentence(shown, table, timed),
         quality=first.quality_name,
         measure=measure(first.quality_name),
+        timed=timed,
         data=sorted({_data(row) for row in shown if "data.fingerprint" in row.host}),
         standings=table,
         one=scale.at(1.0),
@@ -228,8 +232,8 @@ def overall_band(rows: Sequence[Row], cases: Sequence[str]) -> float:
     return sum(bands) / len(bands) if bands else 0.0
 
 
-def sentence(rows: Sequence[Row], table: Sequence[Standing]) -> str:
-    """One line to quote: who is first, by how much, where, at which commit."""
+def sentence(rows: Sequence[Row], table: Sequence[Standing], timed: str) -> str:
+    """One line to quote: who is first, by how much, where, at which commit. Times are of ``timed``: "a step"."""
     first = rows[0]
     names = [s.name for s in table if s.first]
     leader = next((s for s in table if s.complete), None)
@@ -240,7 +244,7 @@ def sentence(rows: Sequence[Row], table: Sequence[Standing]) -> str:
     what = "is the fastest" if len(names) == 1 else "are the fastest and cannot be told apart"
     cases = leader.coverage.rpartition(" ")[2]
     if first.quality:
-        return _trade(rows, table, who, len(names) > 1, int(cases))
+        return _trade(rows, table, who, len(names) > 1, int(cases), timed)
     return (
         f"{first.track} on {first.machine}: {who} {what} of {ranked} contenders over {cases} "
         f"case{'' if cases == '1' else 's'}, {leader.mean} the time of {first.baseline} "
@@ -248,20 +252,20 @@ def sentence(rows: Sequence[Row], table: Sequence[Standing]) -> str:
     )
 
 
-def _trade(rows: Sequence[Row], table: Sequence[Standing], who: str, several: bool, cases: int) -> str:
+def _trade(rows: Sequence[Row], table: Sequence[Standing], who: str, several: bool, cases: int, timed: str) -> str:
     """The sentence of a track that ranks by quality: who errs least, and what the quickest gives up for its speed."""
     first, what = rows[0], rows[0].quality_name
-    timed = [(s.time.value, s.name, s) for s in table if s.time is not None]
-    quickest = min(timed)[2] if timed else None
+    times = [(s.time.value, s.name, s) for s in table if s.time is not None]
+    quickest = min(times)[2] if times else None
     said = (
         f"{first.track} on {first.machine}: {who} {'have' if several else 'has'} the lowest {what} of "
         f"{sum(s.complete for s in table)} contenders over {cases} case{'' if cases == 1 else 's'}"
     )
     if quickest is not None and quickest.name == first.baseline:
-        said += f"; a step of {quickest.name} is the quickest"
+        said += f"; {timed} of {quickest.name} is the quickest"
     elif quickest is not None:
         said += (
-            f"; {quickest.name}, the quickest, takes {quickest.time_text} the time a step of {first.baseline} "
+            f"; {quickest.name}, the quickest, takes {quickest.time_text} the time {timed} of {first.baseline} "
             f"and has {quickest.mean} its {what}"
         )
     return f"{said} (95 % intervals over seeds and cases; commit {first.commit[:8]})."

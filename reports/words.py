@@ -25,6 +25,16 @@ def words(name: str) -> str:
     return name.removesuffix(suffix).replace("_", " ").strip() or name
 
 
+def one(item: str) -> str:
+    """``image`` as "an image": what a time is per."""
+    return f"{'an' if item[0] in 'aeiou' else 'a'} {item}"
+
+
+def many(item: str) -> str:
+    """``token`` as "tokens"."""
+    return {"matrix": "matrices"}.get(item, f"{item}s")
+
+
 def is_share(name: str) -> bool:
     return name.endswith(SHARE)
 

@@ -9,6 +9,7 @@ from archbench.cells import Scalar
 from archbench.formatting import seconds
 from archbench.reports.charts import ACROSS, UPRIGHT, Chart, drawn, few, noted, ticks, x_scale, y_scale
 from archbench.reports.row import Row
+from archbench.reports.words import one
 
 MIN_POINTS = 3
 
@@ -70,7 +71,7 @@ def scaling(
         title=f"Time over {named}",
         note=noted(f"Both axes logarithmic; {fixed}." if fixed else "Both axes logarithmic.", lines),
         x_label=named,
-        y_label=f"time a {item}",
+        y_label=f"time {one(item)}",
         lines=lines,
         guide=[(x.at(values[slug]), y.at(floors[slug])) for slug in slugs if slug in floors],
         guide_label="limit of this machine",

@@ -62,13 +62,31 @@ def test_the_case_keeps_its_axes_and_says_its_data(tmp_path: Path) -> None:
 def test_the_sentence_says_what_speed_costs(tmp_path: Path) -> None:
     rows = load(study(tmp_path)).rows
     table = views.standings(rows)
-    said = views.sentence(rows, table)
+    said = views.sentence(rows, table, "a step")
     assert said.startswith("mixing on amd-epyc-zen4-2c: base and lost have the lowest test error of 3 contenders")
     assert "quick, the quickest, takes 0.600× (0.596-0.604) the time a step of base and has 1.22×" in said
     assert [s.time_text for s in table if s.name == "quick"] == ["0.600× (0.596-0.604)"]
     won = views.winner(rows, table)
     assert won.margin.endswith("test error")
     assert won.lead == "quick has 1.22× the test error of base"
+
+
+def test_times_are_of_what_the_track_says(tmp_path: Path) -> None:
+    results = load(study(tmp_path))
+    table = views.standings(results.rows)
+    steps = views.track_board(results.rows, table, results.tracks["mixing"])
+    assert "the time a step of base" in steps.sentence
+    assert steps.timed == "a step"
+    images = views.track_board(results.rows, table, msgspec.structs.replace(results.tracks["mixing"], item="image"))
+    assert "the time an image of base" in images.sentence
+    assert images.timed == "an image"
+
+
+def test_a_page_says_what_its_slowdown_is_of(tmp_path: Path) -> None:
+    study(tmp_path / "results")
+    page = (render(tmp_path / "results", tmp_path / "site").index.parent / "track/mixing.html").read_text()
+    assert page.count("Slowdown of a step") > 1
+    assert "Slowdown of a call" not in page
 
 
 def test_the_table_has_the_error_with_its_interval(tmp_path: Path) -> None:
