@@ -30,8 +30,11 @@ import torch
 
 from archbench.checks import Array, Tolerance, Wrong, compare, flatten, to_float64
 from archbench.models.parallel import BACKENDS, ParallelCase
+from archbench.models.parallel._launch.ranks import look
 from archbench.models.parallel._model import LEARNING_RATE, language_model, loss_of, optimizer_of, order
 from archbench.models.parallel._ways.sharding import moments
+
+PIECE = 4  # sequences of a batch that the reference works on at once
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,10 @@ def judge_parameters(case: ParallelCase, tokens: Any, parameters: dict[str, Any]
 
 @lru_cache(maxsize=2)  # of whole models
 def reference(case: ParallelCase, content: bytes) -> Reference:
-    """One process in float64. ``content``: int64 tokens (S, B, L + 1)."""
+    """One process in float64. ``content``: int64 tokens (S, B, L + 1).
+
+    Takes seconds, in pieces of a batch, and looks at the ranks between them. Raises Failed where one has ended.
+    """
     device = BACKENDS[case.backend]
     tokens = torch.from_numpy(np.frombuffer(content, np.int64).reshape(case.steps, case.batch, -1).copy()).to(device)
     model = language_model(case).double().to(device)
@@ -126,11 +132,15 @@ def reference(case: ParallelCase, content: bytes) -> Reference:
     optimizer = optimizer_of(model)
     losses = []
     for batch in tokens:
-        loss = loss_of(model(batch[:, :-1]), batch[:, 1:])
-        loss.backward()
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        for piece in batch.split(PIECE):
+            look()
+            part = loss_of(model(piece[:, :-1]), piece[:, 1:]) * (len(piece) / case.batch)
+            part.backward()
+            loss += part.detach()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
+        losses.append(loss)
     changes = [final.detach() - before for (_, final), before in zip(named, first, strict=True)]
     return Reference(
         torch.stack(losses).cpu().numpy(),

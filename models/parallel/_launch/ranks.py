@@ -18,6 +18,7 @@ import secrets
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import asdict
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -36,6 +37,14 @@ START_S = 120.0  # until every rank has its model: the first import of torch on 
 CALL_S = 120.0  # without an answer: a call takes seconds
 LOOK_S = 0.1
 ENDING_S = 10.0  # for the launcher to end the others and say who was first
+
+_OPEN: weakref.WeakSet[Ranks] = weakref.WeakSet()
+
+
+def look() -> None:
+    """For a driver that is busy with work of its own: raises Failed where one of its ranks has ended meanwhile."""
+    for ranks in list(_OPEN):
+        ranks._alive()
 
 
 class Ranks:
@@ -69,6 +78,7 @@ class Ranks:
         listener = Listener(address, "AF_UNIX", authkey=key)
         self._group.start(key, address)
         self._connection = self._accepted(listener)
+        _OPEN.add(self)
 
     def ask(self, what: str, *arguments: Any, within_s: float = CALL_S) -> Any:
         """What rank 0 answers. Raises Failed where a rank ended, or none answered in time."""
@@ -89,6 +99,7 @@ class Ranks:
 
     def close(self) -> None:
         """End the ranks; quick where they wait for a question."""
+        _OPEN.discard(self)
         with contextlib.suppress(OSError, EOFError, subprocess.TimeoutExpired):
             self._connection.send(("close", ()))
             self._group.launcher.wait(ENDING_S)
@@ -116,6 +127,7 @@ class Ranks:
 
     def _ended(self) -> Failed | Unavailable:
         """Which rank ended, how, and its last lines."""
+        _OPEN.discard(self)
         try:
             self._group.launcher.wait(ENDING_S)  # it ends the other ranks first
             found = self._group.failure()

@@ -58,6 +58,20 @@ def ranks(order: str, monkeypatch: pytest.MonkeyPatch, size: int = 2) -> Ranks:
     return Ranks("wayward", CASE, size)
 
 
+def test_a_driver_busy_with_its_reference_notices_a_rank_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from archbench.models.parallel._gate import reference
+
+    group = ranks("", monkeypatch)
+    os.kill(pids(group._group.folder)[1], signal.SIGKILL)
+    group._group.launcher.wait(GONE_S)
+    reference.cache_clear()
+    with pytest.raises(Failed, match="rank 1 was killed by SIGKILL"):
+        reference(CASE, TOKENS.tobytes())
+    reference(CASE, TOKENS.tobytes())  # it is said once: the group is closed
+    group.close()
+
+
+
 def ask_for_ever(group: Ranks) -> NoReturn:
     while True:
         group.ask("train", TOKENS)
