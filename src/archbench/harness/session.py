@@ -64,7 +64,7 @@ class Session(msgspec.Struct, frozen=True):
     cores: int
     memory_bytes: int
     cache_bytes: int
-    derivations: str  # the folder of the tracks' derivations, a file <track>.md each
+    derivations: str  # the folder of the tracks' derivations, a file <track>.md or what the track names
     opened_at: int = 0  # bytes of the run's file that are from before it was cut off
     forced: str = ""  # what stood in the way of this run and was overruled
 
@@ -116,7 +116,7 @@ def find_configuration(start: Path) -> Path:
 def track_note(name: str, derivations: Path) -> TrackNote:
     """The track as a reader of old results needs it: question, cases, contenders with their one-line summaries."""
     track = load_track(name)
-    derivation = derivations / f"{name}.md"
+    derivation = derivations / f"{track.derivation or track.name}.md"
     notes: dict[str, ContenderNote] = {contender: found.note for contender, found in describe(name).items()}
     return TrackNote(
         track=track.name,
