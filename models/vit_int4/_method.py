@@ -31,3 +31,6 @@ class Method:
     finish: Callable[[nn.Module], nn.Module] = _as_it_is
     runtime: Runtime = "onnx"
     bits: Bits | None = None
+
+    def __call__(self, model: VisionTransformer, images_NCHW: Tensor) -> nn.Module:
+        return self.convert(model, images_NCHW)

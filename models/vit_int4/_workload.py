@@ -141,11 +141,11 @@ class Training:
     def __init__(self, case: VitCase, method: Method) -> None:
         self.case, self.method = case, method
         of(case)  # missing data is said before anything is timed
-        model = lively(network(case, 0))
+        model = network(case, 0).eval()
         with batches(case, 0, min(CALIBRATION_IMAGES, case.images)) as source:
             images = source(0)[0]
         with seeded(0):
-            self.finished = method.finish(method.convert(model, images)).eval()
+            self.finished = method.finish(method(model, images)).eval()
         self.deployed = Deployed(self.finished, method.runtime, case.threads)
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class Training:
         start = base if method.trains else fp32
         began = time.perf_counter()
         with seeded(seed):
-            model = method.convert(copy.deepcopy(start), images)
+            model = method(copy.deepcopy(start), images)
         metrics = {"calibration_s": time.perf_counter() - began}
         curves: dict[str, Curve] = {}
         if method.trains:
@@ -221,17 +221,6 @@ def rounding(plan: Plan) -> Callable[[VisionTransformer, Tensor], VisionTransfor
 
 def curves_of(history: History) -> dict[str, Curve]:
     return {name: history.curves[name] for name in ("loss", "test_error", "grad_norm") if name in history.curves}
-
-
-def lively(model: VisionTransformer) -> VisionTransformer:
-    """With weights so large that logits differ from image to image, as a trained network's do."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and not name.endswith(("cls_token", "pos_embed")):
-                parameter.mul_(
-                    50 * parameter[0].numel() ** -0.5
-                )  # from a deviation of 0.02 to that which keeps lengths
-    return model.eval()
 
 
 def float_network(case: VitCase, seed: int, device: Device, *, further: bool) -> tuple[VisionTransformer, History]:
