@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from archbench.models.vit_int4._plan import Bits, Plan, Ranges
+from archbench.models.vit_int4._plan import FLOAT, Bits, Plan, Ranges
 from archbench.track import Call, Device, Place, Timing, Track
 
 PIXELS = {"mnist": 28, "cifar10": 32, "imagenet-1k": 224}
@@ -98,7 +98,9 @@ class VitCase:
         return "int8"
 
     def plan(self, blocks: Bits, ranges: Ranges = "least_squares") -> Plan:
-        """What a method with these bits for the blocks' matrices rounds."""
+        """What a method with these bits for the blocks' matrices rounds; one of weights alone rounds no activation."""
+        if blocks.activations == FLOAT:
+            return Plan(blocks, Bits(self.edges), FLOAT, ranges)
         return Plan(blocks, Bits(self.edges, self.edges), self.attention, ranges)
 
     @property
@@ -197,9 +199,9 @@ TRACK: Track[VitCase] = Track(
             images=64,
             test_images=64,
             patch=14,
-            dim=48,
+            dim=64,
             depth=1,
-            heads=3,
+            heads=4,
             batch=16,
             updates=4,
             further=3,

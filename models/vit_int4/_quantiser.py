@@ -108,11 +108,16 @@ def _sizes(x: Tensor, step: Tensor, offset: Tensor | None, low: float, high: flo
 
 
 class WeightQuantiser(nn.Module):
-    """Of a matrix (N, K): symmetric, ``bits`` bits, a step for each ``group`` columns of a row; 0: for each row."""
+    """Of a matrix (N, K): symmetric, ``bits`` bits, a step for each ``group`` columns of a row; 0: for each row.
+
+    Raises ValueError where groups do not divide the columns.
+    """
 
     def __init__(self, weight: Tensor, bits: int, group: int = 0, ranges: Ranges = "least_squares") -> None:
         super().__init__()
         self.bits, self.columns = bits, group or weight.shape[1]
+        if weight.shape[1] % self.columns:
+            raise ValueError(f"groups of {group} do not divide {weight.shape[1]} inputs")
         self.low, self.high = -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
         self.scale = (self.columns * self.high) ** -0.5
         steps = weight_steps(weight.detach().reshape(-1, self.columns), self.low, self.high, ranges)

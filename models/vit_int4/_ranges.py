@@ -18,7 +18,8 @@ from torch import Tensor
 from archbench.models.vit_int4._plan import Ranges
 
 SHARES = torch.linspace(0.3, 1.0, 29).tolist()  # of the largest magnitude, tried as the end of the range
-SAMPLE = 1 << 17  # values of an activation that are tried on
+ENDS = SHARES[::2]  # of an activation's two ends
+SAMPLE = 1 << 15  # values of an activation that are tried on
 TINY = 1e-8
 
 
@@ -40,10 +41,13 @@ def activation_range(values: Tensor, high: float, ranges: Ranges) -> tuple[Tenso
     if ranges != "least_squares":
         step = ((largest - least) / high).clamp_min(TINY)
         return step, -(-least / step).round() * step
-    sample = values[:: max(1, len(values) // SAMPLE)]
+    sample = values
+    if len(values) > SAMPLE:  # drawn, because any stride could meet the same features again and again
+        drawn = torch.randint(len(values), (SAMPLE,), generator=torch.Generator().manual_seed(0))
+        sample = values[drawn.to(values.device)]
     best: tuple[float, Tensor, Tensor] | None = None
-    for below in SHARES:
-        for above in SHARES:
+    for below in ENDS:
+        for above in ENDS:
             step = ((largest * above - least * below) / high).clamp_min(TINY)
             offset = least * below
             error = float((((sample - offset) / step).clamp(0, high).round() * step + offset - sample).square().sum())

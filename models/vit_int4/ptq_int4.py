@@ -9,11 +9,16 @@ from archbench.models.vit_int4 import VitCase
 from archbench.models.vit_int4._method import Method
 from archbench.models.vit_int4._plan import FLOAT, Bits
 from archbench.models.vit_int4._workload import rounding
-from archbench.track import Contender
+from archbench.track import Contender, Unavailable
+
+
+GROUP = 32
 
 
 def build(case: VitCase) -> Method:
-    return Method(rounding(case.plan(Bits(4, FLOAT, 32))))
+    if case.dim % GROUP:
+        raise Unavailable(f"{case.dim} features do not divide into groups of {GROUP}")
+    return Method(rounding(case.plan(Bits(4, FLOAT, GROUP))))
 
 
 CONTENDER: Contender[VitCase] = Contender(build=build)
