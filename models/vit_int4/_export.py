@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from archbench.models.vit_int4._layers import QuantLinear, QuantMix, QuantPatchEmbed
 from archbench.models.vit_int4._quantiser import ActivationQuantiser, WeightQuantiser
 from archbench.models.vit_int4._vit import Attention, Block, VisionTransformer
-from archbench.track import Unavailable
 
 OPSET, IR = 21, 10
 
@@ -43,7 +42,7 @@ Array = npt.NDArray[Any]
 
 @torch.no_grad()
 def export(model: VisionTransformer, form: Form = "int4") -> onnx.ModelProto:
-    """``images`` (N, C, H, W) -> ``logits`` (N, classes), N free. Raises Unavailable where a group crosses rows."""
+    """``images`` (N, C, H, W) -> ``logits`` (N, classes), N free."""
     return _Graph(form).vision_transformer(model)
 
 
@@ -162,8 +161,6 @@ class _Graph:
     def levels(self, name: str, weight: Tensor, quantiser: WeightQuantiser) -> str:
         """Weights (N, K) that lie on levels, stored as these; the numbers (K, N) again."""
         outputs, inputs = weight.shape
-        if inputs % quantiser.columns:
-            raise Unavailable(f"groups of {quantiser.columns} weights do not divide the {inputs} of a row")
         levels = (weight.view(-1, quantiser.columns) / quantiser.step).round().to(torch.int8).view_as(weight)
         packs = quantiser.bits == 4 and self.form != "qcdq"
         values = self.constant(name, levels.T, TensorProto.INT4 if packs else None)

@@ -57,8 +57,6 @@ def options_for(model: onnx.ModelProto, threads: int | None = None) -> onnxrunti
     options.log_severity_level = ERRORS_ONLY
     # Contender and baseline take turns on the same cores: threads spin while a call runs and stop with it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Without 8-bit dot products (AVX2), sums of two products of 8 bits would be cut off at 16.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     if not in_eight_bits(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
