@@ -33,14 +33,14 @@ from archbench.models.vit_int4._quantiser import ActivationQuantiser
 from archbench.models.vit_int4._vit import VisionTransformer
 
 
-class Weights(Int8WeightPerChannelFloatMSE):  # type: ignore[misc]
+class Weights(Int8WeightPerChannelFloatMSE):
     """A learned range for each row."""
 
     restrict_scaling_type = RestrictValueType.LOG_FP
     restrict_scale_positive = True  # or the search for it would try negative ones, which have no logarithm
 
 
-class Activations(ShiftedUint8ActPerTensorFloatMSE):  # type: ignore[misc]
+class Activations(ShiftedUint8ActPerTensorFloatMSE):
     """A learned range and a learned zero point."""
 
     restrict_scaling_type = RestrictValueType.LOG_FP
@@ -78,7 +78,7 @@ def finished(model: nn.Module) -> nn.Module:
 
 
 def _plain(model: Any, plain: bool) -> Any:
-    """Whether quantisers answer with numbers alone; else with their range too, and one of each product is worked out."""
+    """Whether quantisers answer with numbers alone; else with ranges too, and each product's is worked out."""
     for module in model.modules():
         if hasattr(module, "skip_create_quant_tensor"):
             module.skip_create_quant_tensor = plain

@@ -30,10 +30,8 @@ BLOCK = 128  # columns rounded before the ones after them learn of it: one matri
 
 
 def gptq(weight_NK: Tensor, hessian_KK: Tensor, quantiser: WeightQuantiser, damping: float = DAMPING) -> Tensor:
-    """Weights (N, K), each on a level of ``quantiser``. Raises ValueError where its groups do not divide the inputs."""
+    """Weights (N, K), each on a level of their ``quantiser``, for H (K, K) of the inputs."""
     rows, inputs = weight_NK.shape
-    if inputs % quantiser.columns:
-        raise ValueError(f"{inputs} inputs in groups of {quantiser.columns}: the group must divide the inputs")
     order = hessian_KK.diagonal().argsort(descending=True, stable=True)
     upper_KK = _upper(hessian_KK[order][:, order], damping)
     steps_NK = quantiser.step.view(rows, -1).repeat_interleave(quantiser.columns, dim=1).double()[:, order]

@@ -71,7 +71,7 @@ def weights(bits: int) -> QuantizationSpec:
     )
 
 
-class PlanQuantizer(Quantizer):  # type: ignore[misc]
+class PlanQuantizer(Quantizer):
     """Annotates the products of an exported network as the layers of ``form`` are."""
 
     def __init__(self, form: VisionTransformer) -> None:
