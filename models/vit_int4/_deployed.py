@@ -55,7 +55,10 @@ class Deployed:
 
     @torch.no_grad()
     def judge(self, model: nn.Module, images_NCHW: Tensor, outputs: Any) -> float:
-        """The relative error of logits, against those of ``model``, whose rounding is simulated. Raises Wrong."""
+        """The relative error of logits, against those of ``model``, whose rounding is simulated. Raises Wrong.
+
+        Of the image in the middle: those that have a value at a border say nothing about how right the sums are.
+        """
         wanted: Tensor = model(images_NCHW)
         like(outputs, wanted, "logits")
         if outputs.shape != wanted.shape:
@@ -77,7 +80,7 @@ class Deployed:
                 f"the logits of image {worst}, {length_N[worst]:.3g} long, differ by {apart_N[worst]:.3g} from "
                 f"those of the network with simulated rounding; values at borders explain {allowed_N[worst]:.3g}"
             )
-        return float((outputs - wanted).norm() / wanted.norm())
+        return float((apart_N / length_N).median())
 
 
 def disturbed(model: nn.Module, images_NCHW: Tensor, wanted: Tensor, size: float) -> Tensor:

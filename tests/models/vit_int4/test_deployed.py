@@ -53,7 +53,8 @@ def test_what_onnx_runtime_answers_is_right(made: dict[str, VisionTransformer], 
     deployed = Deployed(made[plan], "onnx", 1)
     for seed in range(3):
         x = images(count, seed)
-        assert 0 <= deployed.judge(made[plan], x, deployed(x)) < 0.2
+        error = deployed.judge(made[plan], x, deployed(x))
+        assert 0 <= error < (0.5 if count == 1 else 1e-5)
     assert deployed.file_bytes == export(made[plan]).ByteSize()
 
 
