@@ -19,6 +19,7 @@ from archbench.track import Contender
 def _convert(model: VisionTransformer, images: Tensor) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor", UserWarning)
         found: nn.Module = torch.ao.quantization.quantize_dynamic(model.eval(), {nn.Linear}, torch.qint8)
     return found
 
