@@ -20,7 +20,7 @@ def install(session: nox.Session) -> None:
     """The project in editable mode with torch and the development tools, at the pinned versions."""
     if sys.prefix == sys.base_prefix:
         session.error("nox runs outside a virtual environment: make one first, as the README's commands do")
-    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[torch,peers,dev]")
+    python(session, "-m", "pip", "install", "--quiet", *CONSTRAINTS, "-e", ".[torch,peers,quant,dev]")
 
 
 def python(session: nox.Session, *arguments: str) -> None:
