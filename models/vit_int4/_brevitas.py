@@ -129,7 +129,7 @@ def _own_linear(layer: Any) -> QuantLinear:
 
 @torch.no_grad()
 def _own_quantiser(identity: Any) -> ActivationQuantiser:
-    own = ActivationQuantiser(int(identity.act_quant.bit_width()), "rows").to(identity.act_quant.scale().device)
+    own = ActivationQuantiser(int(identity.act_quant.bit_width()), "rows")
     _copy_range(identity.act_quant, own)
     return own
 

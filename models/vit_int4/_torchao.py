@@ -91,7 +91,7 @@ class PlanQuantizer(Quantizer):
 
 
 def _annotate(node: Node, *specs: QuantizationSpec) -> None:
-    inputs = dict(zip(node.args, specs, strict=False))
+    inputs = dict(zip(node.args[:2], specs, strict=True))
     node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=inputs, _annotated=True)
 
 
@@ -141,9 +141,7 @@ class Exported(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
-        with (
-            warnings.catch_warnings()
-        ):  # a graph of torch's holds objects of a class of torch's that torch has deprecated
+        with warnings.catch_warnings():  # a graph holds objects of a class that torch itself has deprecated
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             return Exported(copy.deepcopy(self.graph, memo), self.form[0])
 
