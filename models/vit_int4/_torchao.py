@@ -2,7 +2,7 @@
 
 ``torch.export`` writes the network down as a graph of operators; a ``Quantizer`` notes at each matrix product which
 operands are rounded to how many bits, and ``prepare_qat_pt2e`` puts torchao's fake quantisers there. Those of
-activations start from the smallest and the largest value of the calibration images, each seeing what the rounded
+activations start from the range of least squared error on the calibration images, each seeing what the rounded
 operators before it give, and learn step and zero point from there; those of weights take each row's largest magnitude
 at every update.
 
@@ -36,8 +36,8 @@ logging.disable(logging.WARNING)  # of kernels for other devices that it cannot 
 try:
     from torchao.quantization.pt2e import (
         FakeQuantize,
+        HistogramObserver,
         LearnableFakeQuantize,
-        MinMaxObserver,
         MovingAveragePerChannelMinMaxObserver,
         enable_range_learning,
     )
@@ -50,10 +50,18 @@ LINEAR, MATMUL = torch.ops.aten.linear.default, torch.ops.aten.matmul.default
 OPERANDS = ("queries", "keys"), ("shares", "values")  # of attention's products, in the order of the graph
 
 
+class Histogram(HistogramObserver):
+    """The range of least squared error, at the levels there are: torchao's own always takes the dtype's, 256."""
+
+    def __init__(self, **choices: Any) -> None:
+        super().__init__(**choices)
+        self.dst_nbins = self.quant_max - self.quant_min + 1
+
+
 def activations(bits: int) -> QuantizationSpec:
     return QuantizationSpec(
         torch.uint8,
-        LearnableFakeQuantize.with_args(observer=MinMaxObserver, use_grad_scaling=True),
+        LearnableFakeQuantize.with_args(observer=Histogram, use_grad_scaling=True),
         quant_min=0,
         quant_max=2**bits - 1,
         qscheme=torch.per_tensor_affine,
