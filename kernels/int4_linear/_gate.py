@@ -9,6 +9,11 @@ The reference is float64 on the exact weights. What an output may be off by foll
   output by that over sqrt(3) times the root of the sum of squares of its weights.
 
 Independent errors count six deviations.
+
+That bound is wide where K is large: it grows with sqrt(K), and what a few columns or the last bit of each code add to
+an output is inside of it. So ``w4a8`` is looked at as a whole, too. The mean square of all errors of a layer is what
+rounding gives, and no larger than chance allows. And no part of K may be missing: the errors are compared with what each
+group of columns adds to the outputs, and where they take away half of that, the group was not multiplied.
 """
 
 from __future__ import annotations
@@ -57,11 +62,13 @@ def gate(case: Int4Case, inputs: tuple[Any, ...], outputs: Any) -> float:
 def _judge(case: Int4Case, x: Any, matrix: Quantised, got: Any, layer: int) -> float:
     step = 1 << 10  # rows of a matrix in float64 at a time
     missed = length = 0.0
+    whole = Whole(case, x)
     for first in range(0, case.outputs, step):
         rows = slice(first, first + step)
         weights = Quantised(matrix.codes[rows], matrix.scales[rows]).dense().astype(np.float64)
         want = x @ weights.T
-        off = np.abs(got[:, rows] - want)
+        error = got[:, rows] - want
+        off = np.abs(error)
         bound = allowed(case, x, weights, want)
         bad = ~(off <= bound)  # not finite either
         if bad.any():
@@ -73,6 +80,10 @@ def _judge(case: Int4Case, x: Any, matrix: Quantised, got: Any, layer: int) -> f
             )
         missed += float((off**2).sum())
         length += float((want**2).sum())
+        if case.kind == "w4a8":
+            whole.add(error, weights)
+    if case.kind == "w4a8":
+        whole.judge(layer)
     return float(np.sqrt(missed / length)) if length else float(np.sqrt(missed))
 
 
@@ -83,7 +94,46 @@ def allowed(case: Int4Case, x: Any, weights: Any, want: Any) -> Any:
     if case.kind == "w4a16":
         bound = bound + DEVIATIONS * BF16 * squares + BF16 * np.abs(want)
     if case.kind == "w4a8":
-        half_step = np.abs(x).max(axis=1, keepdims=True) / 254
-        lengths = np.sqrt((weights**2).sum(axis=1))
-        bound = bound + DEVIATIONS * half_step / np.sqrt(3.0) * lengths
+        bound = bound + DEVIATIONS * deviations(x)[:, None] * np.sqrt((weights**2).sum(axis=1))
     return bound
+
+
+def deviations(x: Any) -> Any:
+    """Of what 8 bits round an activation by, for each row (M)."""
+    return np.abs(x).max(axis=1) / 254 / np.sqrt(3.0)
+
+
+class Whole:
+    """The errors of a layer in ``w4a8`` together, a part of the rows of its matrix after the other."""
+
+    def __init__(self, case: Int4Case, x: Any) -> None:
+        self._case, self._x, self._deviations = case, x, deviations(x)
+        self._seen = self._expected = 0.0  # sums of squared errors
+        self._along, self._power = np.zeros(case.inputs), np.zeros(case.inputs)
+
+    def add(self, error: Any, weights: Any) -> None:
+        """Errors (M, rows) of the outputs of weights (rows, K)."""
+        squares = weights**2
+        self._seen += float((error**2).sum())
+        self._expected += float((self._deviations**2).sum() * squares.sum())
+        self._along += (error.T @ self._x * weights).sum(axis=0)
+        self._power += (self._x**2).sum(axis=0) * squares.sum(axis=0)
+
+    def judge(self, layer: int) -> None:
+        """Raises Wrong. A square of a uniform number has a variance of 4/5 of its mean's square, of a normal one 2."""
+        case = self._case
+        chance = DEVIATIONS * np.sqrt(0.8 / (case.tokens * case.inputs) + 2 / (case.tokens * case.outputs))
+        if self._seen > self._expected * (1 + chance):
+            ratio = np.sqrt(self._seen / self._expected) if self._expected else np.inf
+            raise Wrong(
+                f"output[{layer}] as a whole is off by {ratio:.3g} times what 8 bits round activations by; "
+                f"chance allows {np.sqrt(1 + chance):.3g} times"
+            )
+        along, power = (sums.reshape(-1, case.group).sum(axis=1) for sums in (self._along, self._power))
+        sigma = np.sqrt(self._expected / (case.tokens * case.outputs))
+        bad = np.flatnonzero(-along > power / 2 + DEVIATIONS * sigma * np.sqrt(power))
+        if len(bad):
+            raise Wrong(
+                f"output[{layer}]: columns {bad[0] * case.group} to {(bad[0] + 1) * case.group - 1} are missing: "
+                f"the errors take away {-along[bad[0]] / power[bad[0]]:.0%} of what they add"
+            )

@@ -34,9 +34,9 @@ class Linear:
 
     def __init__(self, library: ctypes.CDLL, case: Int4Case) -> None:
         self._library = _declared(library)
-        self._shape = (case.layers, case.tokens, case.outputs)
+        self._wanted, self._shape = (case.tokens, case.inputs), (case.layers, case.tokens, case.outputs)
         threads = case.threads or usable_cores()
-        self._layers = library.archbench_int4_new(case.layers, case.outputs, case.inputs, threads)
+        self._layers = library.archbench_int4_new(case.layers, case.tokens, case.outputs, case.inputs, threads)
         if not self._layers:
             raise MemoryError(f"no memory for {case.slug}")
         weakref.finalize(self, library.archbench_int4_free, self._layers)
@@ -46,10 +46,11 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (M, K) -> y (layers, M, N), float32."""
+        if x.shape != self._wanted:
+            raise ValueError(f"x is {tuple(x.shape)}: made for {self._wanted}")
         x = x.contiguous()
         y = x.new_empty(self._shape)
-        if self._library.archbench_int4_multiply(self._layers, x.data_ptr(), len(x), y.data_ptr()):
-            raise MemoryError("no memory for the activations")
+        self._library.archbench_int4_multiply(self._layers, x.data_ptr(), y.data_ptr())
         return y
 
 
@@ -66,10 +67,10 @@ def blocks(matrix: Quantised) -> npt.NDArray[np.uint8]:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     number, address = ctypes.c_int, ctypes.c_void_p
-    library.archbench_int4_new.argtypes, library.archbench_int4_new.restype = [number] * 4, address
+    library.archbench_int4_new.argtypes, library.archbench_int4_new.restype = [number] * 5, address
     library.archbench_int4_free.argtypes, library.archbench_int4_free.restype = [address], None
     library.archbench_int4_pack.argtypes = [address, number, address, ctypes.c_int64]
-    library.archbench_int4_multiply.argtypes = [address, address, number, address]
+    library.archbench_int4_multiply.argtypes, library.archbench_int4_multiply.restype = [address] * 3, None
     return library
 
 

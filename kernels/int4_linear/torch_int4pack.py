@@ -1,7 +1,8 @@
 """PyTorch's own kernel for 4-bit weights, which gpt-fast and torchao call: codes packed in tiles, scales beside zeros.
 
 Weights are ``(code - 8) * scale + zero`` there; the zeros are zero. Activations stay as they are, so it also takes part
-where they may be rounded.
+where they may be rounded. In float32 it multiplies number by number; ``torchao_int4`` calls it in bfloat16, which has
+vectors.
 
 Source: https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/LinearAlgebra.cpp (_weight_int4pack_mm)
 """

@@ -7,7 +7,8 @@
 //
 // Activations are quantised to 8 bits a block. They lie in groups of up to GROUP tokens, which a tile is multiplied with
 // while its weights are in registers: per block [token][BLOCK] bytes, [token] scales, [token] starts. A start is what the
-// sum of a block begins with: minus the weights' offset (8 of 4-bit weights) times the block's sum.
+// sum of a block begins with: minus the weights' offset (8 of 4-bit weights) times the block's sum. A block with a number that
+// is not finite has a scale that is none: whatever is multiplied with it is not a number either.
 //
 // Letters: n tokens of a group. Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h (block_q4_0, q8_0)
 #pragma once
@@ -96,7 +97,7 @@ struct Blocks final : Grouped<Blocks<Kind>> {
                 Vector v[VECTORS], most = Vector{};
                 for (int j = 0; j < VECTORS; ++j) v[j] = load(x + j * WIDTH), most = larger(most, larger(v[j], -v[j]));
                 const float amax = max_of(most);
-                const Vector inverse = all(amax > 0 ? 127 / amax : 0);
+                const Vector inverse = all(amax > 0x1p-110f ? 127 / amax : 0);  // below, 127 / amax may be infinite
                 Vector sum = Vector{};
                 for (int j = 0; j < VECTORS; ++j) {
                     const Vector rounded = v[j] * inverse + magic;
@@ -104,7 +105,9 @@ struct Blocks final : Grouped<Blocks<Kind>> {
                     const Integers whole = reinterpret_cast<Integers>(rounded) - reinterpret_cast<Integers>(magic);
                     *reinterpret_cast<LooseNarrow*>(q + j * WIDTH) = __builtin_convertvector(whole, Narrow);
                 }
-                scale = amax / 127, start = -Kind::ZERO * int32_t(sum_of(sum));
+                const float total = sum_of(sum);  // not a number where a number of the block is not finite
+                if (total == total) scale = amax / 127, start = -Kind::ZERO * int32_t(total);
+                else scale = total;
             } else {
                 std::memset(q, 0, BLOCK);
             }

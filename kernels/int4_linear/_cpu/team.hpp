@@ -70,6 +70,7 @@ class Memory {
 // The part of ``count`` that thread ``me`` of ``threads`` does.
 struct Share {
     int first, last;
+    Share(int first, int last) : first(first), last(last) {}
     Share(int count, int me, int threads)
         : first(int(int64_t(count) * me / threads)), last(int(int64_t(count) * (me + 1) / threads)) {}
 };

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import shutil
+import struct
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +19,8 @@ torch = pytest.importorskip("torch", reason="no torch installed")
 from archbench.hardware import native  # noqa: E402
 from archbench.kernels.int4_linear import TRACK, Int4Case  # noqa: E402
 from archbench.kernels.int4_linear._gate import gate, make_inputs  # noqa: E402
-from archbench.kernels.int4_linear.cpu_native_w4a8 import SOURCES, Linear, build  # noqa: E402
+from archbench.kernels.int4_linear._weights import matrices  # noqa: E402
+from archbench.kernels.int4_linear.cpu_native_w4a8 import SOURCES, Linear, blocks, build  # noqa: E402
 from archbench.track import Unavailable  # noqa: E402
 
 # Wider instructions of this processor are left out, so that the paths of smaller ones run here too.
@@ -31,6 +36,10 @@ CASES = [
     Int4Case(25, 96, 15, threads=3),
     Int4Case(700, 256, 40),  # more than a piece of activations
 ]
+
+
+ARMS = {"dot products": "-march=armv8.2-a+dotprod", "without": "-march=armv8-a"}  # a Raspberry Pi 5, a Pi 4
+EMULATED = [Int4Case(1, 96, 33, layers=2), Int4Case(13, 160, 20, threads=2)]
 
 
 @pytest.fixture(params=WAYS, scope="module")
@@ -63,10 +72,56 @@ def test_zeros_give_zeros_and_a_row_of_them_disturbs_no_other(library: ctypes.CD
     assert gate(case, (x,), y) > 0
 
 
+def test_what_is_not_finite_stays_so_and_in_its_token(library: ctypes.CDLL) -> None:
+    case = Int4Case(4, 96, 20)
+    (x,) = make_inputs(case, 5, "cpu")
+    linear = Linear(library, case)
+    want = linear(x)
+    x[0, 40], x[1, 95], x[2, 3] = float("nan"), float("inf"), -float("inf")
+    y = linear(x)
+    assert not y[0, :3].isfinite().any()
+    assert torch.equal(y[0, 3], want[0, 3])
+
+
+def test_the_smallest_numbers_are_no_garbage(library: ctypes.CDLL) -> None:
+    case = Int4Case(2, 64, 20)
+    (x,) = make_inputs(case, 5, "cpu")
+    x[0] *= 1e-40 / x[0].abs().max()
+    x[1, :32] *= 1e-30
+    y = Linear(library, case)(x)
+    assert (y[0, 0].abs() < 1e-38).all()
+    x[0], y[0, 0] = 0, 0
+    assert gate(case, (x,), y) < 0.05
+
+
+def test_an_x_of_another_shape_is_refused() -> None:
+    linear = build(Int4Case(4, 64, 20))
+    with pytest.raises(ValueError, match=r"x is \(5, 64\): made for \(4, 64\)"):
+        linear(torch.zeros(5, 64))
+
+
 def test_inputs_that_are_not_contiguous_are_right() -> None:
     case = Int4Case(4, 64, 20)
     (x,) = make_inputs(case, 5, "cpu")
     assert gate(case, (x,), build(case)(x.T.contiguous().T)) > 0
+
+
+@pytest.mark.parametrize("flag", ARMS.values(), ids=ARMS)
+def test_neon_is_right_too(flag: str, tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("needs the Debian packages g++-aarch64-linux-gnu and qemu-user-static")
+    program, source = str(tmp_path / "linear"), str(Path(__file__).with_name("emulated_linear.cpp"))
+    flags = ("-O1", "-std=c++17", "-fopenmp", "-static", flag, f"-I{SOURCES}")
+    subprocess.run([compiler, *flags, source, "-o", program], check=True, capture_output=True)
+    for case in EMULATED:
+        (x,) = make_inputs(case, 5, "cpu")
+        raws = [blocks(matrix) for matrix in matrices(case)]
+        sizes = (case.layers, case.tokens, case.outputs, case.inputs, case.threads or 1, raws[0].strides[0])
+        given = struct.pack("6i", *sizes) + b"".join(raw.tobytes() for raw in raws) + x.numpy().tobytes()
+        done = subprocess.run([emulator, "-cpu", "max", program], input=given, capture_output=True, check=True)
+        y = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
+        assert 0 < gate(case, (x,), y.view(case.layers, case.tokens, case.outputs)) < 0.05
 
 
 def test_memory_is_given_back() -> None:
