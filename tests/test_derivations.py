@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from archbench.discovery import load_track, track_modules
+from archbench.harness import session
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in (ROOT / "docs" / "derivations").glob("*.md") if path.stem != "README")
@@ -38,6 +39,12 @@ def test_a_track_names_a_page_that_is_there() -> None:
     named = {name: load_track(name).derivation for name in track_modules()}
     stems = {page.stem for page in PAGES}
     assert {name: stem for name, stem in named.items() if stem and (stem not in stems or stem == name)} == {}
+
+
+def test_a_run_records_it_with_each_of_its_tracks(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "describe", lambda track: {})  # contenders are another matter, and take seconds
+    for name in tracks_of(page):
+        assert session.track_note(name, page.parent).derivation == page.read_text(encoding="utf-8")
 
 
 def test_its_equations_are_numbered_without_a_gap(page: Path) -> None:

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="no torch installed")
 
 from torch import Tensor
 
+from archbench.models.vit_int4._gptq import gptq
 from archbench.models.vit_int4._layers import QuantLinear, QuantPatchEmbed, calibrate, quantised
 from archbench.models.vit_int4._plan import Bits, Plan
 from archbench.models.vit_int4._quantiser import WeightQuantiser
@@ -185,23 +186,29 @@ def test_equation_29_a_column_that_is_done() -> None:
 
 
 def test_equation_30_the_cost_of_a_row() -> None:
-    x, h, inverse = problem()
+    x, _, _ = problem()
+    x = x[x.square().sum(1).argsort(descending=True)]  # the order in which columns are rounded
+    h = x @ x.T
+    inverse = torch.linalg.inv(h)
     upper = torch.linalg.cholesky(inverse, upper=True)
     same(upper.T @ upper, inverse, 1e-8)
-    w = draw(12, seed=4)
-    step, start = 0.5, w.clone()
-    cost, simply = 0.0, (w / step).round() * step
+    start = draw(1, 12, seed=4)
+    quantiser = WeightQuantiser(start, 4).double()
+
+    def nearest(values: Tensor) -> Tensor:
+        return quantiser.codes(values) * quantiser.step
+
+    w, cost = start.clone(), 0.0
     for k in range(12):
-        q = (w[k] / step).round() * step
-        error = (q - w[k]).item()
+        error = (nearest(w)[0, k] - w[0, k]).item()
         rest = torch.linalg.inv(h[k:, k:])
         same(upper[k, k:] / upper[k, k], rest[0] / rest[0, 0], 1e-7)
-        w = w.clone()
-        w[k:] += error * upper[k, k:] / upper[k, k]
+        w[0, k:] += error * upper[k, k:] / upper[k, k]
         cost += error**2 / float(upper[k, k]) ** 2
-    assert torch.allclose((w / step).round() * step, w)
-    same((w - start) @ h @ (w - start), torch.tensor(cost, dtype=torch.float64), 1e-7)
-    assert cost < 0.7 * ((simply - start) @ x).square().sum()
+    assert torch.allclose(nearest(w), w)
+    same(((w - start) @ h @ (w - start).T)[0, 0], torch.tensor(cost, dtype=torch.float64), 1e-7)
+    same(gptq(start, h, quantiser, damping=0.0), w)
+    assert cost < 0.7 * ((nearest(start) - start) @ x).square().sum()
     assert (1 / upper.diag() ** 2).sum() < 0.5 * h.trace()
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archbench.models.vit_int4 import _pretrained
+from archbench.models.vit_int4._layers import calibrate, quantised
+from archbench.models.vit_int4._plan import Bits, Plan
 from archbench.models.vit_int4._pretrained import interpolated, located, pretrained
 from archbench.models.vit_int4._vit import Size, VisionTransformer
 
@@ -48,7 +50,7 @@ def written(folder: Path, tensors: Tensors, heads: int | None = 2) -> Path:
     return folder
 
 
-def hugging_face(prefix: str) -> Any:
+def hugging_face() -> Any:
     """A classifier of transformers, with weights that make logits differ."""
     transformers = pytest.importorskip("transformers", reason="no transformers installed")
     config = transformers.ViTConfig(
@@ -98,7 +100,7 @@ def test_timms_names_are_the_networks_own(network: VisionTransformer, images: Te
 
 @pytest.mark.parametrize("names", ["new", "old", "deit", "saved"])
 def test_hugging_faces_names_give_its_logits(names: str, images: Tensor, tmp_path: Path) -> None:
-    theirs = hugging_face("vit")
+    theirs = hugging_face()
     rename: dict[str, Callable[[str], str]] = {
         "new": str,
         "old": old_name,
@@ -120,7 +122,7 @@ def test_hugging_faces_names_give_its_logits(names: str, images: Tensor, tmp_pat
 
 
 def test_a_pooler_is_not_needed_and_a_head_may_be_missing(images: Tensor, tmp_path: Path) -> None:
-    theirs = hugging_face("vit")
+    theirs = hugging_face()
     bare = {name.removeprefix("vit."): t for name, t in theirs.state_dict().items() if "classifier" not in name}
     bare["pooler.dense.weight"], bare["pooler.dense.bias"] = torch.zeros(32, 32), torch.zeros(32)
     where = written(tmp_path / "bare", bare)
@@ -158,6 +160,14 @@ def test_positions_are_interpolated_for_other_images(network: VisionTransformer,
     assert torch.allclose(finer, finer[:, :1].expand(8, 8), atol=1e-6)
     with pytest.raises(ValueError, match="image 30: must be a multiple of the 8 pixels of a patch"):
         pretrained(where, image=30)
+
+
+def test_a_method_rounds_them(network: VisionTransformer, images: Tensor, tmp_path: Path) -> None:
+    where = written(tmp_path / "timm", network.state_dict())
+    rounded = quantised(pretrained(where), Plan(Bits(8, 8), Bits(8, 8)))
+    calibrate(rounded, images)
+    off = (rounded(images) - network(images)).norm() / network(images).norm()
+    assert 1e-4 < off < 0.2
 
 
 def without(*names: str) -> Callable[[Tensors], Tensors]:
@@ -203,7 +213,7 @@ def test_weights_of_another_network_are_told(
 
 
 def test_what_is_told_names_the_files_own_tensors(tmp_path: Path) -> None:
-    stored = {old_name(name): tensor for name, tensor in hugging_face("vit").state_dict().items()}
+    stored = {old_name(name): tensor for name, tensor in hugging_face().state_dict().items()}
     key = "vit.encoder.layer.1.attention.attention.key.weight"
     where = written(tmp_path / "lacking", without(key)(stored))
     with pytest.raises(
