@@ -12,8 +12,8 @@ Independent errors count six deviations.
 
 That bound is wide where K is large: it grows with sqrt(K), and what a few columns or the last bit of each code add to
 an output is inside of it. So ``w4a8`` is looked at as a whole, too. The mean square of all errors of a layer is what
-rounding gives, and no larger than chance allows. And no part of K may be missing: the errors are compared with what each
-group of columns adds to the outputs, and where they take away half of that, the group was not multiplied.
+rounding gives, and no larger than chance allows. And no part of K may be missing: the errors are compared with what
+each group of columns adds to the outputs, and where they take away half of that, the group was not multiplied.
 """
 
 from __future__ import annotations

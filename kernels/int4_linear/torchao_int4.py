@@ -5,7 +5,8 @@ codes. They are made from the case's codes and scales and not by torchao's own q
 Activations are rounded to bfloat16 where the case allows it: that is the type these kernels are written for. torchao's
 kernels for 8-bit activations are not in its published builds for x86.
 
-Source: https://github.com/pytorch/ao (torchao/prototype/quantization/int4, torchao/quantization/quantize_/workflows/int4)
+Source: https://github.com/pytorch/ao (torchao/prototype/quantization/int4,
+torchao/quantization/quantize_/workflows/int4)
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def on_cpu(matrix: Quantised, dtype: torch.dtype) -> Tensor:
 
 
 def padded(matrix: Quantised) -> tuple[Tensor, Tensor]:
-    """For a GPU: bytes (N, K / 2), the first of two codes in the high half, and scales, both filled up to whole tiles."""
+    """For a GPU: bytes (N, K / 2), the first code in the high half, and scales; both filled up to whole tiles."""
     outputs, inputs = matrix.codes.shape
     right, below = -inputs % GPU_COLUMNS, -outputs % GPU_ROWS
     codes = torch.nn.functional.pad(torch.from_numpy(matrix.codes), (0, right, 0, below), value=ZERO)

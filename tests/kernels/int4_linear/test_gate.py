@@ -103,6 +103,56 @@ def test_activations_of_four_bits_are_refused() -> None:
         judge(CASE, x, answer(CASE, four_bits(x), matrices(CASE)))
 
 
+LONG = Int4Case(1, 4096, 1024)  # so many terms that the bound of an output hides what a group adds to it
+
+
+def in_blocks(x: Any) -> Any:
+    """Rounded to 8 bits in blocks of 32, far better than the gate asks for."""
+    parts = x.reshape(len(x), -1, 32)
+    scale = parts.abs().amax(2, keepdim=True) / 127
+    return ((parts / scale).round() * scale).reshape(x.shape)
+
+
+def test_many_terms_rounded_honestly_pass() -> None:
+    for seed in range(5):
+        (x,) = gating.make_inputs(LONG, seed, "cpu")
+        scale = x.abs().amax(1, keepdim=True) / 127
+        for rounded in (in_blocks(x), (x / scale).round() * scale):
+            judge(LONG, x, answer(LONG, rounded, matrices(LONG)))
+
+
+@pytest.mark.parametrize("group", [0, 77, 127])
+def test_a_group_of_columns_that_is_missing_is_named(group: int) -> None:
+    x = inputs(LONG)
+    short_x = x.clone()
+    short_x[:, 32 * group : 32 * group + 32] = 0
+    with pytest.raises(Wrong, match=r"as a whole is off by|columns .* are missing|the bound of w4a8"):
+        judge(LONG, x, answer(LONG, in_blocks(short_x), matrices(LONG)))
+    x[:, 1000] = short_x[:, 1000] = 60  # a step of rounding that hides the group, but for the group itself
+    with pytest.raises(Wrong, match=f"columns {32 * group} to {32 * group + 31} are missing"):
+        judge(LONG, x, answer(LONG, short_x, matrices(LONG)))
+
+
+def test_seven_bits_of_an_activation_or_three_of_a_weight_are_refused_in_long_rows() -> None:
+    x = inputs(LONG)
+    scale = x.abs().amax(1, keepdim=True) / 63
+    with pytest.raises(Wrong, match=r"w4a8|as a whole"):
+        judge(LONG, x, answer(LONG, (x / scale).round() * scale, matrices(LONG)))
+    with pytest.raises(Wrong, match=r"w4a8|as a whole"):
+        judge(LONG, x, answer(LONG, in_blocks(x), [MISTAKES["three bits"](m) for m in matrices(LONG)]))
+
+
+def test_the_answer_to_another_question_and_half_an_answer_are_refused() -> None:
+    x = inputs(CASE)
+    (stale,) = gating.make_inputs(CASE, 4, "cpu")
+    with pytest.raises(Wrong, match="the bound of w4a8"):
+        judge(CASE, x, answer(CASE, stale, matrices(CASE)))
+    y = answer(CASE, x, matrices(CASE))
+    y[1] = 0
+    with pytest.raises(Wrong, match=r"output\[1, "):
+        judge(CASE, x, y)
+
+
 def test_the_second_matrix_is_looked_at_too() -> None:
     x = inputs(CASE)
     first = matrices(CASE)[0]
