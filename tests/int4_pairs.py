@@ -31,6 +31,8 @@ from archbench.kernels.int4_linear import TRACK, Int4Case
 from archbench.stats import hodges_lehmann
 
 INPUTS = 4
+PAUSE_S = 0.05  # threads of a pool that has just worked spin for a while and would take the next one's cores
+WARM_S, SAMPLE_S = 0.02, 0.005  # of calls that are not timed, and of those that are, at least one each
 READING = "reading alone"
 
 
@@ -58,6 +60,15 @@ def prepared(case: Int4Case, name: str) -> Callable[[Any], Any]:
     return call
 
 
+def repeated(call: Callable[[Any], Any], inputs: list[Any], least_s: float) -> float:
+    """Seconds of a call, repeated for at least so long."""
+    began, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - began < least_s:
+        call(inputs[calls % INPUTS])
+        calls += 1
+    return (time.perf_counter() - began) / calls
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("contenders", nargs="+", help="the first is what the others are compared with")
@@ -69,11 +80,11 @@ def main() -> None:
     calls = {name: prepared(case, name) for name in given.contenders} | {READING: reading(case)}
     inputs = [TRACK.make_inputs(case, seed, "cpu")[0] for seed in range(INPUTS)]
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(given.turns + 1):
+    for _ in range(given.turns + 1):
         for name in random.sample(list(calls), len(calls)):
-            began = time.perf_counter()
-            calls[name](inputs[turn % INPUTS])
-            seconds[name].append(time.perf_counter() - began)
+            time.sleep(PAUSE_S)
+            repeated(calls[name], inputs, WARM_S)
+            seconds[name].append(repeated(calls[name], inputs, SAMPLE_S))
     own, *others = given.contenders
     for name in (own, READING, *others):
         taken = seconds[name][1:]  # the first turn warms up
