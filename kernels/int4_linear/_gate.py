@@ -120,14 +120,20 @@ class Whole:
         self._power += (self._x**2).sum(axis=0) * squares.sum(axis=0)
 
     def judge(self, layer: int) -> None:
-        """Raises Wrong. A square of a uniform number has a variance of 4/5 of its mean's square, of a normal one 2."""
-        case = self._case
-        chance = DEVIATIONS * np.sqrt(0.8 / (case.tokens * case.inputs) + 2 / (case.tokens * case.outputs))
-        if self._seen > self._expected * (1 + chance):
+        """Raises Wrong.
+
+        A square of a uniform number has a variance of 4/5 of its mean's square, of a normal one 2; tokens with larger
+        steps count for more. Sums of squares have a long upper tail: half of chance's square.
+        """
+        case, squares = self._case, self._deviations**2
+        tokens = squares.sum() ** 2 / (squares**2).sum() if squares.any() else 1.0
+        chance = DEVIATIONS * np.sqrt(0.8 / (tokens * case.inputs) + 2 / (tokens * case.outputs))
+        most = 1 + chance + chance**2 / 2
+        if self._seen > self._expected * most:
             ratio = np.sqrt(self._seen / self._expected) if self._expected else np.inf
             raise Wrong(
                 f"output[{layer}] as a whole is off by {ratio:.3g} times what 8 bits round activations by; "
-                f"chance allows {np.sqrt(1 + chance):.3g} times"
+                f"chance allows {np.sqrt(most):.3g} times"
             )
         along, power = (sums.reshape(-1, case.group).sum(axis=1) for sums in (self._along, self._power))
         sigma = np.sqrt(self._expected / (case.tokens * case.outputs))
