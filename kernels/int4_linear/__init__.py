@@ -162,5 +162,6 @@ TRACK: Track[Int4Case] = Track(
     item="matrix",
     items=lambda case: case.layers,
     preload=("torch",),
+    derivation="quantization",
     notes=NOTES,
 )

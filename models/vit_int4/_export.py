@@ -30,7 +30,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from archbench.models.vit_int4._layers import QuantLinear, QuantMix, QuantPatchEmbed
+from archbench.models.vit_int4._layers import QuantGelu, QuantLinear, QuantPatchEmbed
 from archbench.models.vit_int4._quantiser import ActivationQuantiser, WeightQuantiser
 from archbench.models.vit_int4._vit import Attention, Block, VisionTransformer
 
@@ -116,6 +116,8 @@ class _Graph:
         mixed = self.attention(f"{at}attn.", block.attn, self.norm(f"{at}norm1", block.norm1, x))
         x = self.node("Add", x, mixed)
         hidden = self.linear(f"{at}mlp.fc1", block.mlp.fc1, self.norm(f"{at}norm2", block.norm2, x))
+        if isinstance(block.mlp.act, QuantGelu):
+            hidden = self.rounded(f"{at}mlp.act", block.mlp.act.inputs, hidden, back=True)
         return self.node("Add", x, self.linear(f"{at}mlp.fc2", block.mlp.fc2, self.node("Gelu", hidden)))
 
     def norm(self, name: str, norm: nn.LayerNorm, x: str) -> str:
@@ -131,15 +133,18 @@ class _Graph:
         q, k, v = (self.node("Transpose", part, perm=[0, 2, 1, 3]) for part in apart)
         q = self.node("Mul", q, self.constant("per_root", np.array(size**-0.5, np.float32)))
         mix = attention.mix
-        rounds = isinstance(mix, QuantMix)
-        if rounds:
-            q = self.rounded(f"{at}mix.queries", mix.queries, q, back=True)
-            k = self.rounded(f"{at}mix.keys", mix.keys, k, back=True)
-            v = self.rounded(f"{at}mix.values", mix.values, v, back=True)
-        shares = self.node("MatMul", q, self.node("Transpose", k, perm=[0, 1, 3, 2]))
-        shares = self.node("Softmax", shares, axis=-1)
-        if rounds:
-            shares = self.rounded(f"{at}mix.shares", mix.shares, shares, back=True)
+
+        def kept(name: str, x: str) -> str:
+            quantiser = getattr(mix, name, None)
+            return (
+                self.rounded(f"{at}mix.{name}", quantiser, x, back=True)
+                if isinstance(quantiser, ActivationQuantiser)
+                else x
+            )
+
+        scores = self.node("MatMul", kept("queries", q), self.node("Transpose", kept("keys", k), perm=[0, 1, 3, 2]))
+        shares = kept("shares", self.node("Softmax", kept("scores", scores), axis=-1))
+        v = kept("values", v)
         mixed = self.node("Transpose", self.node("MatMul", shares, v), perm=[0, 2, 1, 3])
         return self.linear(f"{at}proj", attention.proj, self.node("Reshape", mixed, self.shape(0, 0, heads * size)))
 

@@ -1,10 +1,10 @@
 """A Vision Transformer whose products meet few levels: the layers that take the float ones' places.
 
 ``quantised`` copies a network and puts a quantiser before every operand a ``Plan`` names: a matrix's weights, what it
-is multiplied with, and the four operands of attention's two products. ``calibrate`` sets the ranges of activations in
-the order of the network, each layer seeing what the rounded ones before it give. Sums, norms, softmax and GELU stay in
-floating point. Every method ends in such a network, whichever library trained it: what is exported and what is judged
-is this.
+is multiplied with, the four operands of attention's two products, and what softmax and GELU are given. ``calibrate``
+sets the ranges of activations in the order of the network, each layer seeing what the rounded ones before it give. The
+residual stream, norms, softmax and GELU themselves stay in floating point. Every method ends in such a network,
+whichever library trained it: what is exported and what is judged is this.
 
 Letters: N images or outputs, T tokens, K inputs, D features, M heads.
 
@@ -24,6 +24,9 @@ from torch.nn import functional as F
 from archbench.models.vit_int4._plan import FLOAT, Bits, Plan, Ranges
 from archbench.models.vit_int4._quantiser import ActivationQuantiser, WeightQuantiser
 from archbench.models.vit_int4._vit import PatchEmbed, VisionTransformer
+
+PIECE = 512  # calibration images at a time
+OPERANDS = ("queries", "keys", "values", "shares")  # of attention's two products
 
 
 class QuantLinear(nn.Module):
@@ -58,17 +61,36 @@ class QuantPatchEmbed(nn.Module):
 
 
 class QuantMix(nn.Module):
-    """Attention's two products with rounded operands: (N, M, T, D / M) three times -> the same."""
+    """Attention's two products with rounded operands, and softmax of rounded scores: (N, M, T, D / M) three times ->
+    the same.
+    """
 
-    def __init__(self, bits: int, ranges: Ranges) -> None:
+    def __init__(self, bits: int, scores: int, ranges: Ranges) -> None:
         super().__init__()
-        for name in ("queries", "keys", "values", "shares"):
-            setattr(self, name, ActivationQuantiser(bits, ranges))
+        for name in OPERANDS:
+            setattr(self, name, activations(bits, ranges))
+        self.scores = activations(scores, ranges)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = self.queries(q * q.shape[-1] ** -0.5) @ self.keys(k).transpose(-1, -2)
-        out: Tensor = self.shares(scores.softmax(-1)) @ self.values(v)
+        out: Tensor = self.shares(self.scores(scores).softmax(-1)) @ self.values(v)
         return out
+
+
+class QuantGelu(nn.Module):
+    """GELU of rounded values, of any shape."""
+
+    def __init__(self, bits: int, ranges: Ranges) -> None:
+        super().__init__()
+        self.inputs = ActivationQuantiser(bits, ranges)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.inputs(x))
+
+
+def activations(bits: int, ranges: Ranges) -> nn.Module:
+    """A quantiser, or what leaves values as they are."""
+    return nn.Identity() if bits == FLOAT else ActivationQuantiser(bits, ranges)
 
 
 def quantised(model: VisionTransformer, plan: Plan) -> VisionTransformer:
@@ -79,9 +101,11 @@ def quantised(model: VisionTransformer, plan: Plan) -> VisionTransformer:
         setattr(owner, name, QuantLinear(linear.weight, linear.bias, bits, plan.ranges))
     if plan.edges != Bits():
         model.patch_embed = QuantPatchEmbed(model.patch_embed, plan.edges, plan.ranges)
-    if plan.attention != FLOAT:
-        for block in model.blocks:
-            block.attn.mix = QuantMix(plan.attention, plan.ranges)
+    for block in model.blocks:
+        if min(plan.attention, plan.nonlinear) < FLOAT:
+            block.attn.mix = QuantMix(plan.attention, plan.nonlinear, plan.ranges)
+        if plan.nonlinear < FLOAT:
+            block.mlp.act = QuantGelu(plan.nonlinear, plan.ranges)
     return model
 
 
@@ -101,9 +125,14 @@ def quantisers(model: nn.Module) -> Iterator[ActivationQuantiser]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images_NCHW: Tensor) -> None:
-    """Set the ranges of all activations from one batch."""
+    """Set the ranges of all activations: from the first images, and where the extremes count, widened by the others."""
     for each in quantisers(model):
-        each.observing = True
-    model(images_NCHW)
+        each.observing = "set"
+    for piece in images_NCHW.split(PIECE):
+        model(piece)
+        for each in quantisers(model):
+            each.observing = "widen"
+        if all(each.ranges == "least_squares" for each in quantisers(model)):
+            break
     for each in quantisers(model):
-        each.observing = False
+        each.observing = ""

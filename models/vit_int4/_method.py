@@ -23,6 +23,7 @@ class Method:
     """``convert``: a trained float network and calibration images (N, C, H, W) -> a network of the method, ready for
     use or for training. ``trains``: the converted network is trained on, with the updates that the float one gets too.
     ``finish``: what is deployed, of the same answers: a network of ``_layers``, or with ``runtime`` "torch" any.
+    ``calibration``: how many images it is given; the first few hundred where they are large.
     ``bits``: those of the blocks' matrices, which rounding alone is compared at; None where nothing is trained.
     """
 
@@ -30,6 +31,7 @@ class Method:
     trains: bool = False
     finish: Callable[[nn.Module], nn.Module] = _as_it_is
     runtime: Runtime = "onnx"
+    calibration: int = 512
     bits: Bits | None = None
 
     def __call__(self, model: VisionTransformer, images_NCHW: Tensor) -> nn.Module:

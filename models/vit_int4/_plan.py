@@ -26,4 +26,5 @@ class Plan:
     blocks: Bits = Bits()  # the matrices of the blocks
     edges: Bits = Bits()  # the first and the last layer: patches and classes
     attention: int = FLOAT  # queries, keys, values and probabilities
+    nonlinear: int = FLOAT  # what softmax and GELU are given
     ranges: Ranges = "least_squares"

@@ -143,7 +143,8 @@ class WeightQuantiser(nn.Module):
 class ActivationQuantiser(nn.Module):
     """Of activations: ``bits`` bits, one step, the lowest level at ``zero`` steps below 0.
 
-    ``observing`` is set while it looks at values, from which its range then follows (``_layers.calibrate``).
+    ``observing`` says what to do with the values it sees (``_layers.calibrate``): "set" its range from them, "widen" it
+    where its ends are extremes, or nothing.
     """
 
     def __init__(self, bits: int, ranges: Ranges = "least_squares") -> None:
@@ -151,7 +152,8 @@ class ActivationQuantiser(nn.Module):
         self.bits, self.high, self.ranges = bits, float(2**bits - 1), ranges
         self.log_step = nn.Parameter(torch.zeros(()))
         self.zero = nn.Parameter(torch.zeros(()))
-        self.observing = False
+        self.observing = ""
+        self.seen = torch.zeros(2)  # least and largest value
 
     @property
     def step(self) -> Tensor:
@@ -171,6 +173,14 @@ class ActivationQuantiser(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        step, offset = activation_range(x.flatten(), self.high, self.ranges)
+        values = x.flatten()
+        if self.ranges != "least_squares":
+            ends = torch.stack(values.aminmax())
+            if self.observing == "widen":
+                ends = torch.stack((torch.minimum(ends[0], self.seen[0]), torch.maximum(ends[1], self.seen[1])))
+            self.seen = values = ends
+        elif self.observing == "widen":
+            return
+        step, offset = activation_range(values, self.high, self.ranges)
         self.log_step.copy_(step.log())
         self.zero.copy_(-offset / step)

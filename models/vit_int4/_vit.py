@@ -2,7 +2,7 @@
 
 Patches become tokens by one convolution, a class token goes before them, positions are added; blocks of self-attention
 and a two-layer GELU network, normalised before each; the class token's last state gives the classes. Every matrix is an
-``nn.Linear`` that a quantised one can replace (``_layers.py``), and so can attention's two products.
+``nn.Linear`` that a quantised one can replace (``_layers.py``); so are attention's two products and the GELU modules.
 
 Letters: N images, C channels, H height, W width, P patch, T tokens, D features, M heads.
 
@@ -90,10 +90,11 @@ class Mlp(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.fc1 = nn.Linear(size.dim, 4 * size.dim)
+        self.act = nn.GELU()
         self.fc2 = nn.Linear(4 * size.dim, size.dim)
 
     def forward(self, x_NTD: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_NTD)))
+        return self.fc2(self.act(self.fc1(x_NTD)))
 
 
 class Block(nn.Module):
@@ -137,7 +138,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         patches = self.patch_embed(images_NCHW)
-        x_NTD = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1) + self.pos_embed
+        x_NTD = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
         for block in self.blocks:
             x_NTD = block(x_NTD)
         return self.head(self.norm(x_NTD)[:, 0])

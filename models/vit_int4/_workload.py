@@ -38,10 +38,10 @@ from archbench.track import Device, Unavailable
 from archbench.training import Curve, Outcome
 
 LR, FURTHER_LR = 2e-3, 5e-4  # at their peaks: from nothing, and from a trained network
-SMOOTHING = 0.1
-EVALUATIONS = 4  # of a run
+EVALUATIONS = 2  # of a run
 EVALUATION_BATCH = 500
-CALIBRATION_IMAGES = 512
+EXTREMES = 8192  # calibration images where ranges are from minimum to maximum
+LARGE = 512  # calibration images at most where they are large
 PAIRS = 12  # of updates, for their ratio
 WORTH_SHARING = 0.002  # an increase of the error below which a share of it says nothing
 DEPLOYED_BOUND = 0.001  # of the share of right answers
@@ -83,6 +83,13 @@ def batches(case: VitCase, seed: int, count: int = 0) -> Batches:
     return Batches(of(case)[0], count or case.batch, seed, augment=AUGMENTS[case.data], size=size)
 
 
+def calibration_images(case: VitCase, seed: int, count: int) -> Tensor:
+    """Augmented training images (N, C, H, W), normalised."""
+    most = LARGE if case.data == "imagenet-1k" else case.images
+    with batches(case, seed, min(count, most)) as source:
+        return source(0)[0]
+
+
 def make_inputs(case: VitCase, seed: int, device: Device) -> tuple[Tensor]:
     """The batch that is timed: images (N, C, H, W)."""
     with batches(case, seed, case.answers) as source:
@@ -90,7 +97,7 @@ def make_inputs(case: VitCase, seed: int, device: Device) -> tuple[Tensor]:
 
 
 def loss(model: nn.Module, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-    return F.cross_entropy(model(images_NCHW).float(), labels_N, label_smoothing=SMOOTHING)
+    return F.cross_entropy(model(images_NCHW).float(), labels_N)
 
 
 def learning_from(teacher: nn.Module) -> Callable[..., Tensor]:
@@ -101,7 +108,7 @@ def learning_from(teacher: nn.Module) -> Callable[..., Tensor]:
         with torch.no_grad():
             wanted = teacher(images_NCHW).float().log_softmax(1)
         distance = F.kl_div(answers.log_softmax(1), wanted, log_target=True, reduction="batchmean")
-        return (distance + F.cross_entropy(answers, labels_N, label_smoothing=SMOOTHING)) / 2
+        return (distance + F.cross_entropy(answers, labels_N)) / 2
 
     return distilling
 
@@ -142,8 +149,7 @@ class Training:
         self.case, self.method = case, method
         of(case)  # missing data is said before anything is timed
         model = network(case, 0).eval()
-        with batches(case, 0, min(CALIBRATION_IMAGES, case.images)) as source:
-            images = source(0)[0]
+        images = calibration_images(case, 0, LARGE)
         with seeded(0):
             self.finished = method.finish(method(model, images)).eval()
         self.deployed = Deployed(self.finished, method.runtime, case.threads)
@@ -166,8 +172,7 @@ class Training:
         evaluate = Evaluation(case, device)
         base, _ = float_network(case, seed, device, further=False)
         fp32, float_history = float_network(case, seed, device, further=True)
-        with batches(case, seed, min(CALIBRATION_IMAGES, case.images)) as source:
-            images = source(0)[0].to(device)
+        images = calibration_images(case, seed, method.calibration).to(device)
         start = base if method.trains else fp32
         began = time.perf_counter()
         with seeded(seed):
@@ -177,7 +182,7 @@ class Training:
         if method.trains:
             metrics["step_slowdown"] = slowdown(case, model, base, device)
             with batches(case, seed + 1) as source:
-                wanted = learning_from(base) if case.distil else loss
+                wanted = learning_from(fp32) if case.distil else loss
                 history = fit(model, wanted, source, evaluate, recipe(case, True), seed=seed, device=device)
             curves = curves_of(history)
             metrics |= {"step_s": history.step_s, "diverged": float(history.diverged)}
@@ -197,13 +202,14 @@ class Training:
         if deployed.file_bytes:
             metrics["file_bytes"] = float(deployed.file_bytes)
         if method.bits is not None:
-            rounded = self._rounded(fp32, images, evaluate, method.bits)
+            rounded = self._rounded(fp32, seed, evaluate, method.bits)
             if rounded - float_error > WORTH_SHARING:
                 metrics["loss_left_share"] = (error - float_error) / (rounded - float_error)
         return Outcome(metrics, curves or curves_of(float_history))
 
-    def _rounded(self, fp32: VisionTransformer, images: Tensor, evaluate: Evaluation, bits: Bits) -> float:
+    def _rounded(self, fp32: VisionTransformer, seed: int, evaluate: Evaluation, bits: Bits) -> float:
         """The error of rounding alone."""
+        images = calibration_images(self.case, seed, EXTREMES).to(evaluate.device)
         rounded = rounding(self.case.plan(bits, "minmax"))(fp32, images)
         return evaluate(rounded)["test_error"]
 
@@ -235,7 +241,7 @@ def float_network(case: VitCase, seed: int, device: Device, *, further: bool) ->
 
 def identity(case: VitCase, seed: int, device: Device, further: bool) -> str:
     """All that decides a float network: its recipes, its data, its code, and who computed it."""
-    fixed = replace(case, edges=8, attention=32, distil=False, seeds=1, answers=1)
+    fixed = replace(case, edges=8, attention=32, nonlinear=32, distil=False, seeds=1, answers=1)
     parts = [asdict(fixed), seed, asdict(recipe(case, False)), asdict(recipe(case, True)) if further else ""]
     parts += [images.origin.fingerprint for images in of(case)]
     parts += [device, torch.__version__, torch.get_num_threads(), Path(_vit.__file__).read_text(encoding="utf-8")]

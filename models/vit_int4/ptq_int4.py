@@ -11,7 +11,6 @@ from archbench.models.vit_int4._plan import FLOAT, Bits
 from archbench.models.vit_int4._workload import rounding
 from archbench.track import Contender, Unavailable
 
-
 GROUP = 32
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from archbench.models.vit_int4 import VitCase
 from archbench.models.vit_int4._method import Method
 from archbench.models.vit_int4._plan import Bits
-from archbench.models.vit_int4._workload import rounding
+from archbench.models.vit_int4._workload import EXTREMES, rounding
 from archbench.track import Contender
 
 
 def build(case: VitCase) -> Method:
-    return Method(rounding(case.plan(Bits(4, 4), "minmax")))
+    return Method(rounding(case.plan(Bits(4, 4), "minmax")), calibration=EXTREMES)
 
 
 CONTENDER: Contender[VitCase] = Contender(build=build)
