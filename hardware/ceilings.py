@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import mmap
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ LONGEST_CALL_S = 0.5  # a larger product is not tried where a call would take lo
 DTYPES = {"fp64", "fp32", "tf32", "bf16", "fp16", "int8"}
 LINE_BYTES = 64
 STREAM = Path(__file__).parent / "_cpu"
-SERIES = 5  # raise when ceilings are measured differently: older cache files are then measured again
+SERIES = 6  # raise when ceilings are measured differently: older cache files are then measured again
 
 Floats = npt.NDArray[np.float32]
 Best = Callable[[Callable[[], Any]], float]  # a call -> the fewest seconds it took
@@ -205,7 +206,10 @@ def in_huge_pages(size: int) -> Floats:
     """Ones, in huge pages where the kernel gives them: half of a reading's time went into 4 KiB page tables, seen below
     a hypervisor. Every page is touched: untouched memory has none yet.
     """
-    memory = mmap.mmap(-1, size)
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, size)
+    else:  # private: memory that could be shared gets no huge pages
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

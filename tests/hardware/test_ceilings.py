@@ -254,3 +254,17 @@ def test_the_datasheet_stands_beside_the_whole_device_only(
     assert module._datasheet(Ceiling("copy", 1.0, "B/s", threads=4), pi, "cpu", 4) == 17.07e9
     assert module._datasheet(Ceiling("copy", 1.0, "B/s", threads=1), pi, "cpu", 4) is None
     assert module._datasheet(Ceiling("copy", 1.0, "B/s"), None, "cpu", 4) is None
+
+
+def huge_kb() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:"))
+
+
+def test_streams_lie_in_huge_pages_where_the_kernel_has_them() -> None:
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text() or not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("this kernel gives no huge pages")
+    before = huge_kb()
+    kept = module.in_huge_pages(256 << 20)
+    assert huge_kb() - before > kept.nbytes / 1024 / 2
