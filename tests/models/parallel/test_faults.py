@@ -71,7 +71,6 @@ def test_a_driver_busy_with_its_reference_notices_a_rank_that_ends(monkeypatch: 
     group.close()
 
 
-
 def ask_for_ever(group: Ranks) -> NoReturn:
     while True:
         group.ask("train", TOKENS)

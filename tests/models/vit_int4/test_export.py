@@ -29,7 +29,7 @@ PLANS = {
     "w4a4": Plan(Bits(4, 4), Bits(8, 8)),
     "w4a8": Plan(Bits(4, 8), Bits(8, 8), ranges="rows"),
     "w8a8": Plan(Bits(8, 8), Bits(8, 8), ranges="minmax"),
-    "w4a4 throughout": Plan(Bits(4, 4), Bits(4, 4), 4),
+    "w4a4 throughout": Plan(Bits(4, 4), Bits(4, 4), 4, 4),
     "attention in 8": Plan(Bits(4, 4), Bits(), 8),
     "w4 in groups": Plan(Bits(4, 32, 32), Bits(8, 8)),
     "w4 in groups, a8": Plan(Bits(4, 8, 16), Bits(8, 8)),

@@ -44,7 +44,9 @@ def test_a_plan_without_bits_changes_nothing(model: VisionTransformer, images: t
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "plan", [Plan(Bits(8, 8)), Plan(edges=Bits(8, 8)), Plan(attention=8)], ids=["blocks", "edges", "attention"]
+    "plan",
+    [Plan(Bits(8, 8)), Plan(edges=Bits(8, 8)), Plan(attention=8), Plan(nonlinear=8)],
+    ids=["blocks", "edges", "attention", "nonlinear"],
 )
 def test_each_part_in_8_bits_is_near_the_float_network_and_not_it(
     plan: Plan, model: VisionTransformer, images: torch.Tensor
@@ -61,12 +63,12 @@ def test_fewer_bits_err_more(model: VisionTransformer, images: torch.Tensor) -> 
 
 
 def test_what_the_plan_names_is_replaced(model: VisionTransformer) -> None:
-    other = quantised(model, Plan(Bits(4, 4), Bits(8, 8), attention=4))
+    other = quantised(model, Plan(Bits(4, 4), Bits(8, 8), attention=4, nonlinear=4))
     matrices = [module for module in other.modules() if isinstance(module, QuantLinear)]
     assert [module.weights.bits for module in matrices if module.weights] == [8] + [4] * 4 * SIZE.depth + [8]
     assert isinstance(other.patch_embed, QuantPatchEmbed)
     assert sum(isinstance(module, QuantMix) for module in other.modules()) == SIZE.depth
-    assert len(list(quantisers(other))) == 2 + (4 + 4) * SIZE.depth
+    assert len(list(quantisers(other))) == 2 + (4 + 4 + 2) * SIZE.depth
 
 
 def test_the_float_network_is_left_alone(model: VisionTransformer, images: torch.Tensor) -> None:
@@ -81,7 +83,7 @@ def test_the_float_network_is_left_alone(model: VisionTransformer, images: torch
 
 
 def test_all_of_it_can_be_trained(model: VisionTransformer, images: torch.Tensor) -> None:
-    other = quantised(model, Plan(Bits(4, 4), Bits(4, 4), attention=4))
+    other = quantised(model, Plan(Bits(4, 4), Bits(4, 4), 4, 4))
     calibrate(other, images)
     other(images).square().sum().backward()
     still = [name for name, p in other.named_parameters() if p.grad is None or not bool(p.grad.abs().max() > 0)]

@@ -25,7 +25,7 @@ MATRICES = 2 * 4 + 2  # of the blocks, patches and classes
 ROUNDED = {
     "w4a4": Plan(Bits(4, 4), Bits(8, 8)),
     "w8a8": Plan(Bits(8, 8), Bits(8, 8)),
-    "w4a4 throughout": Plan(Bits(4, 4), Bits(4, 4), 4),
+    "w4a4 throughout": Plan(Bits(4, 4), Bits(4, 4), 4, 4),
     "w4 in groups, a8": Plan(Bits(4, 8, 16), Bits(8, 8)),
 }
 WEIGHTS_ONLY = {"w4 in groups": Plan(Bits(4, 32, 32)), "w4": Plan(Bits(4, 32)), "float": Plan()}

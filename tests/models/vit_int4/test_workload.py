@@ -77,7 +77,9 @@ def test_whatever_decides_a_float_network_is_in_its_name(change: dict[str, int])
     assert identity(replace(CASE, **change), 0, "cpu", False) != identity(CASE, 0, "cpu", False)
 
 
-@pytest.mark.parametrize("change", [{"edges": 4}, {"attention": 4}, {"distil": True}, {"answers": 9}, {"seeds": 3}])
+@pytest.mark.parametrize(
+    "change", [{"edges": 4}, {"attention": 8}, {"nonlinear": 8}, {"distil": True}, {"answers": 9}, {"seeds": 3}]
+)
 def test_what_is_asked_of_methods_is_not(change: dict[str, int]) -> None:
     assert identity(replace(CASE, **change), 0, "cpu", True) == identity(CASE, 0, "cpu", True)
 
