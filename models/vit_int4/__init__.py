@@ -35,11 +35,11 @@ class VitCase:
     test_images: int = 10_000
     patch: int = 8
     dim: int = 96
-    depth: int = 6
+    depth: int = 5
     heads: int = 3
     batch: int = 128
-    updates: int = 1800  # of the float network
-    further: int = 700  # updates of quantisation-aware training, and of the float network it is compared with
+    updates: int = 1500  # of the float network
+    further: int = 600  # updates of quantisation-aware training, and of the float network it is compared with
     edges: int = 8  # bits of weights and inputs of the first and the last layer; 32: float
     attention: int = 4  # bits of queries, keys, values and probabilities; 32: float
     nonlinear: int = 4  # bits of what softmax and GELU are given; 32: float
@@ -177,12 +177,13 @@ quantisation makes `further` updates from the float network, and `fp32` gets the
 what a method wins by training longer is not counted as its own.
 
 `error_increase` is the error on all test images less that of `fp32` of the same seed, a fraction: 0.01 is one point.
-`loss_left_share` is that increase over the increase of rounding alone to the same bits (ranges from minimum and
-maximum, no training): what training did not win back. `step_slowdown` is the time of a training update over that of
-the float network, in pairs; that one computes attention with PyTorch's fused function, as is usual, though at 17
-tokens separate products are some 15 % faster. `calibration_s` is what it takes to find ranges. `file_bytes` is the
-exported model's. `deployed_difference` is how far the share of right answers differs between the network as it was
-trained and the exported one as ONNX Runtime executes it; above a tenth of a point there is no row.
+`loss_left_share` is that increase over the increase of rounding alone to the same bits (symmetric ranges to the
+largest magnitude, as `ptq_w4a4` has them, no training): what training did not win back. `step_slowdown` is the time
+of a training update over that of the float network, in pairs; that one computes attention with PyTorch's fused
+function, as is usual, though at 17 tokens separate products are some 15 % faster. `calibration_s` is what it takes to
+find ranges. `file_bytes` is the exported model's. `deployed_difference` is how far the share of right answers differs
+between the network as it was trained and the exported one as ONNX Runtime executes it; above a tenth of a point there
+is no row.
 
 CIFAR-10 from a folder may have been encoded as lossy JPEG, which the row's data says: published errors on the
 original images do not transfer."""

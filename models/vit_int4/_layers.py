@@ -85,7 +85,7 @@ class QuantGelu(nn.Module):
         self.inputs = ActivationQuantiser(bits, ranges)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.inputs(x))
+        return self.inputs.gelu(x)
 
 
 def activations(bits: int, ranges: Ranges) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Literal
 
 FLOAT = 32
 
-Ranges = Literal["minmax", "rows", "least_squares"]
+Ranges = Literal["absmax", "minmax", "rows", "least_squares"]
 
 
 @dataclass(frozen=True)

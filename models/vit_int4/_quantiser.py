@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from archbench.hardware import native
 from archbench.models.vit_int4._plan import Ranges
@@ -46,6 +47,10 @@ def library() -> ctypes.CDLL | None:
     found.archbench_quantise.argtypes, found.archbench_quantise.restype = [address] * 2 + shape, None
     found.archbench_quantise_backward.argtypes = [address] * 5 + shape
     found.archbench_quantise_backward.restype = None
+    levels = [real, real, real, address, ctypes.c_int]
+    found.archbench_look_up.argtypes, found.archbench_look_up.restype = [address, address, number, *levels], None
+    found.archbench_look_up_backward.argtypes = [address] * 5 + [number, number, *levels]
+    found.archbench_look_up_backward.restype = None
     return found
 
 
@@ -89,6 +94,41 @@ class FakeQuantise(torch.autograd.Function):
             doffset = (dy - dx).flatten(0, -2).sum(1)
         dstep = dstep.view_as(step) if step.dim() else dstep.sum()
         return dx, dstep * scale, None if offset is None else doffset.sum() * scale, None, None, None
+
+
+class LookedUp(torch.autograd.Function):
+    """``apply(x, step, offset, values, slopes, scale) -> y``: what a function makes of rounded numbers.
+
+    There are as many of these as levels, so the function was computed once for each of them: ``values`` (levels,), its
+    derivative ``slopes`` (levels,). In C++ only. ``scale`` multiplies the gradients of step () and offset ().
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, offset: Tensor, values: Tensor, slopes: Tensor, scale: float
+    ) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, slopes)
+        ctx.range = float(step), float(offset), len(values) - 1.0
+        ctx.scale = scale
+        y = torch.empty_like(x)
+        threads = torch.get_num_threads()
+        _library().archbench_look_up(x.data_ptr(), y.data_ptr(), x.numel(), *ctx.range, values.data_ptr(), threads)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, slopes = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = torch.empty_like(x)
+        rows = x.numel() // x.shape[-1]
+        dstep, doffset = x.new_empty(2, rows)
+        addresses = (x.data_ptr(), dy.data_ptr(), dx.data_ptr(), dstep.data_ptr(), doffset.data_ptr())
+        _library().archbench_look_up_backward(
+            *addresses, rows, x.shape[-1], *ctx.range, slopes.data_ptr(), torch.get_num_threads()
+        )
+        return dx, dstep.sum() * ctx.scale, doffset.sum() * ctx.scale, None, None, None
 
 
 def _native(x: Tensor) -> bool:
@@ -169,6 +209,18 @@ class ActivationQuantiser(nn.Module):
             self.observe(x)
         scale = (x.shape[-1] * self.high) ** -0.5
         y: Tensor = FakeQuantise.apply(x, self.step, self.offset, 0.0, self.high, scale)
+        return y
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of the rounded x."""
+        if self.observing or not _native(x):
+            return F.gelu(self(x))
+        step, offset = self.step, self.offset
+        with torch.no_grad():
+            levels = torch.arange(self.high + 1) * step + offset
+            values, slopes = F.gelu(levels), torch.ops.aten.gelu_backward(torch.ones_like(levels), levels)
+        scale = (x.shape[-1] * self.high) ** -0.5
+        y: Tensor = LookedUp.apply(x, step, offset, values, slopes, scale)
         return y
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """Where a quantiser's levels lie before anything is learned.
 
-``minmax``: the range of the values, weights alike in all rows: what PyTorch's default observers take. ``rows``: the
-same, for each row (or group) of a matrix on its own. ``least_squares``: the range, for each row, whose rounding and
-clipping together give the least squared error; found by trying.
+``absmax``: as far below zero as above it, to the largest magnitude, as textbooks begin. ``minmax``: the range of the
+values, as PyTorch's default observers take it. In both all rows of a matrix are alike. ``rows``: as ``minmax``, for
+each row (or group) of a matrix on its own. ``least_squares``: the range, for each row, whose rounding and clipping
+together give the least squared error; found by trying.
 
 Letters: R rows, C columns.
 
@@ -26,7 +27,7 @@ TINY = 1e-8
 def weight_steps(rows: Tensor, low: float, high: float, ranges: Ranges) -> Tensor:
     """(R, 1): steps of rows (R, C), levels from ``low`` to ``high``."""
     largest = rows.abs().amax(1, keepdim=True).clamp_min(TINY)
-    if ranges == "minmax":
+    if ranges in ("absmax", "minmax"):
         return torch.full_like(largest, float(largest.max()) / high)
     if ranges == "rows":
         return largest / high
@@ -38,6 +39,10 @@ def weight_steps(rows: Tensor, low: float, high: float, ranges: Ranges) -> Tenso
 def activation_range(values: Tensor, high: float, ranges: Ranges) -> tuple[Tensor, Tensor]:
     """Step and offset for values (C,), levels from 0 to ``high``. Zero is within the range."""
     least, largest = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
+    if ranges == "absmax":
+        middle = (high + 1) / 2  # the level of zero
+        step = (torch.maximum(largest, -least) / (middle - 1)).clamp_min(TINY)
+        return step, -middle * step
     if ranges != "least_squares":
         step = ((largest - least) / high).clamp_min(TINY)
         return step, -(-least / step).round() * step

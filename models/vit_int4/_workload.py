@@ -210,7 +210,7 @@ class Training:
     def _rounded(self, fp32: VisionTransformer, seed: int, evaluate: Evaluation, bits: Bits) -> float:
         """The error of rounding alone."""
         images = calibration_images(self.case, seed, EXTREMES).to(evaluate.device)
-        rounded = rounding(self.case.plan(bits, "minmax"))(fp32, images)
+        rounded = rounding(self.case.plan(bits, "absmax"))(fp32, images)
         return evaluate(rounded)["test_error"]
 
 

@@ -1,9 +1,9 @@
-"""4 bits for weights and inputs, without training, ranges as PyTorch's default observers have them.
+"""4 bits for weights and inputs, without training, symmetric: each tensor to its largest magnitude.
 
-From minimum to maximum of the calibration images' activations, one range for a whole matrix: what rounding costs that
-takes no care.
+One step for a whole matrix and one for an activation, zero in the middle of the levels: what rounding costs that takes
+no care.
 
-Source: https://docs.pytorch.org/docs/stable/quantization-support.html (MinMaxObserver)
+Source: Jacob et al. 2018, arXiv:1712.05877 (uniform quantisation); Dettmers et al. 2022, arXiv:2208.07339 (absmax)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from archbench.track import Contender
 
 
 def build(case: VitCase) -> Method:
-    return Method(rounding(case.plan(Bits(4, 4), "minmax")), calibration=EXTREMES)
+    return Method(rounding(case.plan(Bits(4, 4), "absmax")), calibration=EXTREMES)
 
 
 CONTENDER: Contender[VitCase] = Contender(build=build)

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 from archbench.models.vit_int4 import VitCase
 from archbench.models.vit_int4._brevitas import converted, finished
 from archbench.models.vit_int4._method import Method
-from archbench.models.vit_int4._plan import FLOAT, Bits
+from archbench.models.vit_int4._plan import Bits
 from archbench.models.vit_int4._vit import VisionTransformer
-from archbench.track import Contender, Unavailable
+from archbench.track import Contender
 
 BITS = Bits(4, 4)
 
 
 def build(case: VitCase) -> Method:
     plan = case.plan(BITS)
-    if plan.nonlinear != FLOAT:
-        raise Unavailable("leaves what softmax and GELU are given in floating point: cases nl32 only")
 
     def convert(model: VisionTransformer, images: Tensor) -> nn.Module:
         return converted(model, images, plan)

@@ -4,6 +4,9 @@
 // gradient passes where x is within the levels; a step's and an offset's gradients are sums over the elements they serve
 // (Esser et al. 2020, arXiv:1902.08153; Bhalgat et al. 2020, arXiv:2004.09576).
 //
+// What is computed of rounded numbers alone is computed once for each level: a table in place of a function, and another in
+// place of its derivative. One step for all then, and level 0 is the lowest.
+//
 // Letters: R rows, C columns.
 
 #include <cmath>
@@ -45,6 +48,41 @@ extern "C" void archbench_quantise_backward(const float* x, const float* dy, flo
             to[c] = within;
             by_step += slope[c] * std::nearbyint(clamped) - within * level;
             by_offset += slope[c] - within;
+        }
+        dstep[r] = by_step;
+        doffset[r] = by_offset;
+    }
+}
+
+// y = values[level of x], of at most 256 levels from 0 to high.
+extern "C" void archbench_look_up(const float* x, float* y, int64_t count, float step, float offset, float high,
+                                  const float* values, int threads) {
+    const float inverse = 1 / step;
+#pragma omp parallel for simd num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) {
+        float level = (x[i] - offset) * inverse;
+        level = level < 0 ? 0 : level > high ? high : level;
+        y[i] = values[int(std::nearbyint(level))];
+    }
+}
+
+// As archbench_quantise_backward, dy being that of the looked up number: slopes[level] times it reaches the rounded one.
+extern "C" void archbench_look_up_backward(const float* x, const float* dy, float* dx, float* dstep, float* doffset, int64_t R,
+                                           int64_t C, float step, float offset, float high, const float* slopes, int threads) {
+    const float inverse = 1 / step;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < R; ++r) {
+        float by_step = 0, by_offset = 0;
+#pragma omp simd reduction(+ : by_step, by_offset)
+        for (int64_t c = 0; c < C; ++c) {
+            const float level = (x[r * C + c] - offset) * inverse;
+            const bool inside = level >= 0 && level <= high;
+            const float rounded = std::nearbyint(level < 0 ? 0 : level > high ? high : level);
+            const float slope = dy[r * C + c] * slopes[int(rounded)];
+            const float within = inside ? slope : 0.0f;
+            dx[r * C + c] = within;
+            by_step += slope * rounded - within * level;
+            by_offset += slope - within;
         }
         dstep[r] = by_step;
         doffset[r] = by_offset;

@@ -21,7 +21,7 @@ from archbench.models.vit_int4._layers import QuantLinear, QuantMix, linears, qu
 from archbench.models.vit_int4._plan import Bits, Plan
 from archbench.models.vit_int4._vit import Size, VisionTransformer
 
-PLAN = Plan(Bits(4, 4), Bits(8, 8), attention=4)
+PLAN = Plan(Bits(4, 4), Bits(8, 8), attention=4, nonlinear=4)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_a_group_that_does_not_divide_is_refused() -> None:
         WeightQuantiser(values(4, 48), 4, 32)
 
 
-@pytest.mark.parametrize("ranges", ["minmax", "rows", "least_squares"])
+@pytest.mark.parametrize("ranges", ["absmax", "minmax", "rows", "least_squares"])
 def test_zero_stays_zero_after_an_activation_without_negatives(ranges: str) -> None:
     quantiser = ActivationQuantiser(4, ranges)
     quantiser.observe(values(4096).relu())
@@ -125,3 +125,32 @@ def test_a_step_learns_towards_the_least_error() -> None:
         error.backward()
         optimizer.step()
     assert float(error.detach()) < 1.2 * float((best(x) - x).square().mean().detach()) < first
+
+
+def test_a_table_of_gelu_is_gelu_of_the_rounded() -> None:
+    if _quantiser.library() is None:
+        pytest.skip("no C++ compiler here: there is no table")
+    quantiser = ActivationQuantiser(4)
+    x = values(6, 7, 32)
+    quantiser.observe(x[:3])  # what follows is clipped in part
+    found = []
+    for function in (quantiser.gelu, lambda given: torch.nn.functional.gelu(quantiser(given))):
+        leaf = x.clone().requires_grad_()
+        quantiser.zero_grad()
+        y = function(leaf)
+        (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+        found.append([y.detach(), leaf.grad, quantiser.log_step.grad, quantiser.zero.grad])
+    for table, definition in zip(*found, strict=True):
+        torch.testing.assert_close(table, definition, rtol=1e-4, atol=1e-4)
+
+
+def test_extremes_are_widened_and_least_squares_kept() -> None:
+    for ranges, widened in (("absmax", True), ("minmax", True), ("least_squares", False)):
+        quantiser = ActivationQuantiser(4, ranges)
+        quantiser.observing = "set"
+        quantiser.observe(values(100))
+        before = float(quantiser.step.detach())
+        quantiser.observing = "widen"
+        quantiser.observe(values(100) * 3)
+        quantiser.observe(values(100))
+        assert (float(quantiser.step.detach()) > 2 * before) == widened
