@@ -14,7 +14,7 @@ Source: Li et al. 2022, arXiv:2210.06707 (Q-ViT); Lin et al. 2022, arXiv:2111.13
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -136,3 +136,14 @@ def calibrate(model: nn.Module, images_NCHW: Tensor) -> None:
             break
     for each in quantisers(model):
         each.observing = ""
+
+
+def rounding(plan: Plan) -> Callable[[VisionTransformer, Tensor], VisionTransformer]:
+    """``convert`` of methods that round by a plan and set ranges from the calibration images."""
+
+    def convert(model: VisionTransformer, images: Tensor) -> VisionTransformer:
+        rounded = quantised(model, plan).to(images.device).eval()
+        calibrate(rounded, images)
+        return rounded
+
+    return convert

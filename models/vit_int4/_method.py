@@ -13,6 +13,8 @@ from archbench.models.vit_int4._vit import VisionTransformer
 
 Runtime = Literal["onnx", "torch"]
 
+EXTREMES = 8192  # calibration images where ranges go to the largest and smallest value
+
 
 def _as_it_is(model: nn.Module) -> nn.Module:
     return model

@@ -42,12 +42,13 @@ def library() -> ctypes.CDLL | None:
         found = native.load(SOURCES)
     except Unavailable:
         return None
-    address, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    address: Any = ctypes.c_void_p
+    number, real = ctypes.c_int64, ctypes.c_float
     shape: list[Any] = [number, number, address, number, real, real, real, ctypes.c_int]
     found.archbench_quantise.argtypes, found.archbench_quantise.restype = [address] * 2 + shape, None
     found.archbench_quantise_backward.argtypes = [address] * 5 + shape
     found.archbench_quantise_backward.restype = None
-    levels = [real, real, real, address, ctypes.c_int]
+    levels: list[Any] = [real, real, real, address, ctypes.c_int]
     found.archbench_look_up.argtypes, found.archbench_look_up.restype = [address, address, number, *levels], None
     found.archbench_look_up_backward.argtypes = [address] * 5 + [number, number, *levels]
     found.archbench_look_up_backward.restype = None

@@ -6,9 +6,9 @@ Source: Dettmers & Zettlemoyer 2022, arXiv:2212.09720
 from __future__ import annotations
 
 from archbench.models.vit_int4 import VitCase
+from archbench.models.vit_int4._layers import rounding
 from archbench.models.vit_int4._method import Method
 from archbench.models.vit_int4._plan import FLOAT, Bits
-from archbench.models.vit_int4._workload import rounding
 from archbench.track import Contender, Unavailable
 
 GROUP = 32

@@ -9,9 +9,9 @@ Source: https://docs.pytorch.org/docs/stable/quantization-support.html (MinMaxOb
 from __future__ import annotations
 
 from archbench.models.vit_int4 import VitCase
-from archbench.models.vit_int4._method import Method
+from archbench.models.vit_int4._layers import rounding
+from archbench.models.vit_int4._method import EXTREMES, Method
 from archbench.models.vit_int4._plan import Bits
-from archbench.models.vit_int4._workload import EXTREMES, rounding
 from archbench.track import Contender
 
 

@@ -6,9 +6,9 @@ Source: Esser et al. 2020, arXiv:1902.08153; Bhalgat et al. 2020, arXiv:2004.095
 from __future__ import annotations
 
 from archbench.models.vit_int4 import VitCase
+from archbench.models.vit_int4._layers import rounding
 from archbench.models.vit_int4._method import Method
 from archbench.models.vit_int4._plan import Bits
-from archbench.models.vit_int4._workload import rounding
 from archbench.track import Contender
 
 BITS = Bits(4, 8)

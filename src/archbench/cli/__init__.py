@@ -5,10 +5,10 @@ Exit codes: 0 done; 1 the command ran and found something wrong (a red gate, a r
 No verb has an option that changes a number: what changes a number is a case or a contender.
 """
 
-from archbench.cli import agent, board, edge, measuring
+from archbench.cli import agent, board, edge, measuring, vit
 from archbench.cli.console import app
 
-__all__ = ["agent", "app", "board", "edge", "main", "measuring"]
+__all__ = ["agent", "app", "board", "edge", "main", "measuring", "vit"]
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ import torch
 from archbench.checks import Wrong
 from archbench.discovery import load_contender
 from archbench.models.vit_int4 import TRACK, VitCase, _workload
-from archbench.models.vit_int4._workload import Training, batches, float_network, identity
+from archbench.models.vit_int4._float import batches, float_network, identity
+from archbench.models.vit_int4._workload import Training
 
 CASE = replace(TRACK.test_cases[0], seeds=1)
 OWN = ("fp32", "bf16", "int8_dynamic", "ptq_int8", "ptq_int4", "ptq_w4a4", "ptq_w4a4_clipped", "qat_w4a4_lsq")
