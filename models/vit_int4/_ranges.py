@@ -22,6 +22,9 @@ SHARES = torch.linspace(0.3, 1.0, 29).tolist()  # of the largest magnitude, trie
 ENDS = SHARES[::2]  # of an activation's two ends
 SAMPLE = 1 << 15  # values of an activation that are tried on
 TINY = 1e-8
+# Of a range that ends at an extreme. A product of rounded operands takes few values, its largest among them; with a step
+# that is a simple part of that one, others would lie exactly between two levels, and the last digit would decide.
+MARGIN = 1.001
 
 
 def weight_steps(rows: Tensor, low: float, high: float, ranges: Ranges) -> Tensor:
@@ -41,10 +44,10 @@ def activation_range(values: Tensor, high: float, ranges: Ranges) -> tuple[Tenso
     least, largest = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
     if ranges == "absmax":
         middle = (high + 1) / 2  # the level of zero
-        step = (torch.maximum(largest, -least) / (middle - 1)).clamp_min(TINY)
+        step = (torch.maximum(largest, -least) * MARGIN / (middle - 1)).clamp_min(TINY)
         return step, -middle * step
     if ranges != "least_squares":
-        step = ((largest - least) / high).clamp_min(TINY)
+        step = ((largest - least) * MARGIN / high).clamp_min(TINY)
         return step, -(-least / step).round() * step
     sample = values
     if len(values) > SAMPLE:  # drawn, because any stride could meet the same features again and again

@@ -154,3 +154,13 @@ def test_extremes_are_widened_and_least_squares_kept() -> None:
         quantiser.observe(values(100) * 3)
         quantiser.observe(values(100))
         assert (float(quantiser.step.detach()) > 2 * before) == widened
+
+
+@pytest.mark.parametrize("ranges", ["absmax", "minmax"])
+def test_multiples_of_a_number_do_not_lie_between_two_levels(ranges: str) -> None:
+    """What a product of rounded operands may be: with the largest at a level, every seventh would be at a half."""
+    x = torch.arange(-56, 57) * 0.0938104
+    quantiser = ActivationQuantiser(4, ranges)
+    quantiser.observe(x)
+    levels = (x - quantiser.offset) / quantiser.step
+    assert float(((levels - levels.floor()) - 0.5).abs().min().detach()) > 1e-4
