@@ -34,7 +34,7 @@ def graphs(size: Size) -> dict[str, tuple[VisionTransformer, Form]]:
     sample = torch.randn(2, size.channels, size.image, size.image)
 
     def rounded(blocks: Bits, attention: int = FLOAT) -> VisionTransformer:
-        found = quantised(model, Plan(blocks, Bits(8, 8), attention, "minmax")).eval()
+        found = quantised(model, Plan(blocks, Bits(8, 8), attention, ranges="minmax")).eval()
         calibrate(found, sample)
         return found
 

@@ -41,8 +41,10 @@ class Int4Case:
             raise ValueError(f"kind {self.kind!r}: allowed are {', '.join(KINDS)}")
         if self.group < 2 or self.group % 2 or self.inputs % self.group:
             raise ValueError(f"groups of {self.group}: must be even and divide the {self.inputs} inputs")
-        if min(self.tokens, self.outputs, self.layers) < 1:
-            raise ValueError("tokens, outputs and layers: at least one of each")
+        if min(self.tokens, self.inputs, self.outputs, self.layers) < 1:
+            raise ValueError("tokens, inputs, outputs and layers: at least one of each")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads {self.threads}: at least 1, or None for every core")
 
     @property
     def slug(self) -> str:

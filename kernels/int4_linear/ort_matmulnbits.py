@@ -54,6 +54,8 @@ def build(case: Int4Case) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = case.threads or usable_cores()
     options.log_severity_level = 3
+    # Contender and baseline take turns on the same cores: threads spin while a call runs and stop with it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     model = graph(case)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding: Any = session.io_binding()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archbench.models.vit_int4._plan import FLOAT, Bits, Plan, Ranges
-from archbench.track import Call, Device, Place, Timing, Track
+from archbench.track import Call, Device, Place, Timing, Track, Unavailable
 
 PIXELS = {"mnist": 28, "cifar10": 32, "imagenet-1k": 224}
 LARGEST = {"mnist": 60_000, "cifar10": 50_000, "imagenet-1k": 1_281_167}
@@ -63,6 +63,10 @@ class VitCase:
         for name in ("edges", "attention", "nonlinear"):
             if getattr(self, name) not in (4, 8, 32):
                 raise ValueError(f"{name} {getattr(self, name)}: allowed are 4, 8 and 32 bits")
+        if self.answers > self.images:
+            raise ValueError(f"answers {self.answers}: there are {self.images} images")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads {self.threads}: at least 1, or None for every core")
         for name in ("test_images", "depth", "updates", "further", "answers", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: at least 1")
@@ -76,6 +80,9 @@ class VitCase:
         parts += [f"attn{self.attention}"] if self.attention != 4 else []
         parts += [f"nl{self.nonlinear}"] if self.nonlinear != 4 else []
         parts += ["distil"] if self.distil else []
+        for short, name in (("h", "heads"), ("b", "batch"), ("test", "test_images"), ("a", "answers"), ("s", "seeds")):
+            if getattr(self, name) != getattr(VitCase, name):
+                parts.append(f"{short}{getattr(self, name)}")
         return "-".join([*parts, f"t{self.threads}"] if self.threads else parts)
 
     @property
@@ -134,8 +141,10 @@ def _make_inputs(case: VitCase, seed: int, device: Device) -> tuple[Any, ...]:
 
 
 def _training(case: VitCase, method: Any) -> Call:
-    from archbench.models.vit_int4 import _workload
-
+    try:
+        from archbench.models.vit_int4 import _workload
+    except ModuleNotFoundError as missing:
+        raise Unavailable(f"needs the package {missing.name}") from missing
     return _workload.Training(case, method)
 
 

@@ -179,12 +179,14 @@ class _Graph:
 
     def rounded(self, name: str, quantiser: ActivationQuantiser, x: str, *, back: bool = False) -> str:
         """x on the quantiser's levels, less its offset; ``back``: with it."""
+        if quantiser.bits > 8:
+            raise ValueError(f"{name} has {quantiser.bits} bits: a graph has activations of 8 at most")
         offset, step = self.constant(f"{name}.offset", quantiser.offset), self.constant(f"{name}.scale", quantiser.step)
         packs = quantiser.bits == 4 and self.form == "int4_direct"
         zero = self.constant("level_0_of_4_bits", np.array(0), TensorProto.UINT4) if packs else self.level(0)
         x = self.node("QuantizeLinear", self.node("Sub", x, offset), step, zero)
-        if quantiser.bits == 4 and not packs:
-            x = self.node("Clip", x, zero, self.level(15))
+        if quantiser.bits < 8 and not packs:
+            x = self.node("Clip", x, zero, self.level(int(quantiser.high)))
         x = self.node("DequantizeLinear", x, step, zero)
         return self.node("Add", x, offset) if back else x
 

@@ -88,6 +88,7 @@ def recipe(case: VitCase, further: bool) -> Recipe:
         warmup_steps=updates // 10,
         eval_every=max(1, updates // EVALUATIONS),
         log_every=max(1, updates // 30),
+        divergence_factor=None if further else 10.0,  # a trained network's first loss may be next to nothing
     )
 
 
@@ -114,7 +115,13 @@ def float_network(case: VitCase, seed: int, device: Device, *, further: bool) ->
     with batches(case, seed + int(further)) as source:
         evaluate = Evaluation(case, device)
         kept = cache_folder("vit_int4") / f"{case.data}-{seed}-{identity(case, seed, device, further)}.pt"
-        return model, fit(model, loss, source, evaluate, wanted, seed=seed, device=device, checkpoint=kept)
+        try:
+            return model, fit(model, loss, source, evaluate, wanted, seed=seed, device=device, checkpoint=kept)
+        except ValueError:
+            if not kept.exists():
+                raise
+            kept.unlink()  # damaged, or of other code: it is made again
+            return float_network(case, seed, device, further=further)
 
 
 def identity(case: VitCase, seed: int, device: Device, further: bool) -> str:

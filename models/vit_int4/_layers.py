@@ -82,10 +82,13 @@ class QuantGelu(nn.Module):
 
     def __init__(self, bits: int, ranges: Ranges) -> None:
         super().__init__()
-        self.inputs = ActivationQuantiser(bits, ranges)
+        self.inputs: nn.Module = ActivationQuantiser(bits, ranges)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inputs.gelu(x)
+        if isinstance(self.inputs, ActivationQuantiser):
+            out: Tensor = self.inputs(x, gelu=True)
+            return out
+        return F.gelu(self.inputs(x))  # a library's quantiser
 
 
 def activations(bits: int, ranges: Ranges) -> nn.Module:

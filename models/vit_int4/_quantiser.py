@@ -205,23 +205,20 @@ class ActivationQuantiser(nn.Module):
         """The number that level 0 stands for."""
         return -self.zero * self.step
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """x rounded; ``gelu``: and GELU of that."""
         if self.observing:
             self.observe(x)
         scale = (x.shape[-1] * self.high) ** -0.5
-        y: Tensor = FakeQuantise.apply(x, self.step, self.offset, 0.0, self.high, scale)
-        return y
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """GELU of the rounded x."""
-        if self.observing or not _native(x):
-            return F.gelu(self(x))
         step, offset = self.step, self.offset
+        y: Tensor
+        if not gelu or not _native(x):
+            y = FakeQuantise.apply(x, step, offset, 0.0, self.high, scale)
+            return F.gelu(y) if gelu else y
         with torch.no_grad():
             levels = torch.arange(self.high + 1) * step + offset
             values, slopes = F.gelu(levels), torch.ops.aten.gelu_backward(torch.ones_like(levels), levels)
-        scale = (x.shape[-1] * self.high) ** -0.5
-        y: Tensor = LookedUp.apply(x, step, offset, values, slopes, scale)
+        y = LookedUp.apply(x, step, offset, values, slopes, scale)
         return y
 
     @torch.no_grad()

@@ -22,8 +22,8 @@ SHARES = torch.linspace(0.3, 1.0, 29).tolist()  # of the largest magnitude, trie
 ENDS = SHARES[::2]  # of an activation's two ends
 SAMPLE = 1 << 15  # values of an activation that are tried on
 TINY = 1e-8
-# Of a range that ends at an extreme. A product of rounded operands takes few values, its largest among them; with a step
-# that is a simple part of that one, others would lie exactly between two levels, and the last digit would decide.
+# Of a range that ends at an extreme. A product of rounded operands takes few values, its largest among them; with a
+# step that is a simple part of that one, others would lie exactly between two levels, and the last digit would decide.
 MARGIN = 1.001
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Session:
         self._binding: Any = self.session.io_binding()
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
-        device, images_NCHW = images_NCHW.device, images_NCHW.cpu().contiguous()
+        device, images_NCHW = images_NCHW.device, images_NCHW.to("cpu", torch.float32).contiguous()
         logits = images_NCHW.new_empty(len(images_NCHW), self.classes)
         for bind, name, tensor in (
             (self._binding.bind_input, "images", images_NCHW),

@@ -105,6 +105,8 @@ class Training:
         case, method = self.case, self.method
         base, _ = float_network(case, seed, device, further=False)
         fp32, float_history = float_network(case, seed, device, further=True)
+        if float_history.diverged:
+            raise Wrong(f"the float network of seed {seed} diverged: there is nothing to compare with")
         images = calibration_images(case, seed, method.calibration).to(device)
         began = time.perf_counter()
         with seeded(seed):
@@ -146,6 +148,7 @@ class Training:
                 metrics["loss_left_share"] = (error - float_error) / (rounded - float_error)
         return Outcome(metrics, made.curves)
 
+    @torch.no_grad()
     def _rounded(self, fp32: VisionTransformer, seed: int, evaluate: Evaluation, bits: Bits) -> float:
         """The error of rounding alone."""
         images = calibration_images(self.case, seed, EXTREMES).to(evaluate.device)

@@ -1,12 +1,16 @@
 // Linear layers with 4-bit weights for CPUs, as C functions: made, filled, applied.
 //
-// The layers' tiles (matrices.hpp) lie one after the other, and a thread's share of all of them is one stream of memory.
+// The layers' tiles (matrices.hpp) lie one after the other, and a thread takes the next few of them whenever it is done with
+// those before: one that wakes up late, as threads of a virtual machine do, takes fewer, and nobody waits for its half.
 // Activations are rounded to 8 bits once for all layers, into memory that is kept: fresh pages cost 5 % of a product of 197
 // tokens. Many tokens come in pieces that stay in the second-level cache beside a tile.
 //
 // Letters: M tokens, K inputs, N outputs.
 
 #include <omp.h>
+
+#include <algorithm>
+#include <atomic>
 
 #include "matrices.hpp"
 #include "team.hpp"
@@ -16,6 +20,7 @@ namespace {
 using namespace lanes;
 
 constexpr size_t PIECE_BYTES = 256 << 10;  // of activations
+constexpr int MOST_TILES = 16;             // that a thread takes at once
 
 struct Layers {
     Layers(int layers, int M, int N, int K, int threads)
@@ -89,11 +94,17 @@ extern "C" void archbench_int4_pack(void* layers, int layer, const uint8_t* raw,
 // x [M][K] -> y [layers][M][N]. One call at a time: the rounded activations have one place.
 extern "C" void archbench_int4_multiply(void* layers, const float* x, float* y) {
     const Layers& from = at(layers);
+    const bool few = from.M <= GROUP;
+    const int tiles = from.layers * from.tiles, taken = std::clamp(tiles / (8 * from.threads), 1, MOST_TILES);
+    std::atomic<int> next{0};
+    if (few) from.round(x, Share(from.M, 0, 1));
 #pragma omp parallel num_threads(from.threads)
     {
-        const int me = omp_get_thread_num(), threads = omp_get_num_threads();
-        from.round(x, Share(from.M, me, threads));
+        if (!few) {
+            from.round(x, Share(from.M, omp_get_thread_num(), omp_get_num_threads()));
 #pragma omp barrier
-        from.multiply(Share(from.layers * from.tiles, me, threads), y);
+        }
+        for (int first; (first = next.fetch_add(taken, std::memory_order_relaxed)) < tiles;)
+            from.multiply(Share(first, std::min(tiles, first + taken)), y);
     }
 }

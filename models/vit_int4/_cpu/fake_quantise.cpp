@@ -60,9 +60,9 @@ extern "C" void archbench_look_up(const float* x, float* y, int64_t count, float
     const float inverse = 1 / step;
 #pragma omp parallel for simd num_threads(threads)
     for (int64_t i = 0; i < count; ++i) {
-        float level = (x[i] - offset) * inverse;
-        level = level < 0 ? 0 : level > high ? high : level;
-        y[i] = values[int(std::nearbyint(level))];
+        const float level = (x[i] - offset) * inverse;
+        const float within = level > 0 ? (level > high ? high : level) : 0;  // NaN has level 0 here, and stays NaN below
+        y[i] = level == level ? values[int(std::nearbyint(within))] : level;
     }
 }
 
@@ -77,7 +77,7 @@ extern "C" void archbench_look_up_backward(const float* x, const float* dy, floa
         for (int64_t c = 0; c < C; ++c) {
             const float level = (x[r * C + c] - offset) * inverse;
             const bool inside = level >= 0 && level <= high;
-            const float rounded = std::nearbyint(level < 0 ? 0 : level > high ? high : level);
+            const float rounded = std::nearbyint(level > 0 ? (level > high ? high : level) : 0);
             const float slope = dy[r * C + c] * slopes[int(rounded)];
             const float within = inside ? slope : 0.0f;
             dx[r * C + c] = within;

@@ -126,7 +126,7 @@ def test_levels_are_those_of_the_bits(losses_and_trained: tuple[list[float], nn.
 def test_the_contenders_round_what_their_case_does_not_leave_in_floating_point(
     contender: Any, bits: int, model: VisionTransformer, images: Tensor
 ) -> None:
-    method = contender.CONTENDER.build(VitCase(edges=32))
+    method = contender.CONTENDER.build(VitCase(edges=32, attention=32, nonlinear=32))
     assert method.trains
     assert method.bits == Bits(4, bits)
     found = method.finish(method.convert(model, images))

@@ -134,7 +134,10 @@ def test_a_table_of_gelu_is_gelu_of_the_rounded() -> None:
     x = values(6, 7, 32)
     quantiser.observe(x[:3])  # what follows is clipped in part
     found = []
-    for function in (quantiser.gelu, lambda given: torch.nn.functional.gelu(quantiser(given))):
+    for function in (
+        lambda given: quantiser(given, gelu=True),
+        lambda given: torch.nn.functional.gelu(quantiser(given)),
+    ):
         leaf = x.clone().requires_grad_()
         quantiser.zero_grad()
         y = function(leaf)
@@ -164,3 +167,14 @@ def test_multiples_of_a_number_do_not_lie_between_two_levels(ranges: str) -> Non
     quantiser.observe(x)
     levels = (x - quantiser.offset) / quantiser.step
     assert float(((levels - levels.floor()) - 0.5).abs().min().detach()) > 1e-4
+
+
+def test_what_is_no_number_stays_so() -> None:
+    quantiser = ActivationQuantiser(4)
+    x = values(3, 32)
+    quantiser.observe(x)
+    x[1, 5] = torch.nan
+    x.requires_grad_()
+    y = quantiser(x, gelu=True)
+    assert torch.isnan(y).nonzero().tolist() == [[1, 5]]
+    y.nansum().backward()

@@ -134,7 +134,7 @@ def test_levels_are_those_of_the_bits(losses_and_trained: tuple[list[float], nn.
 def test_the_contender_rounds_to_4_bits_what_its_case_does_not_leave_in_floating_point(
     model: VisionTransformer, images: Tensor
 ) -> None:
-    method = qat_w4a4_torchao.CONTENDER.build(VitCase(edges=32))
+    method = qat_w4a4_torchao.CONTENDER.build(VitCase(edges=32, attention=32, nonlinear=32))
     assert method.trains
     assert method.bits == Bits(4, 4)
     found: Any = method.finish(method.convert(model, images))
