@@ -83,7 +83,8 @@ def test_it_learns_ranges_too_and_they_do_not_decay(
     assert losses[-1] < 0.6 * losses[0]
     before, after = dict(start.named_parameters()), dict(trained.named_parameters())
     ranges = [name for name in after if "scaling_impl" in name]
-    assert len(ranges) == 2 * (2 * 4 + 2) + 2 * 4  # of weights and inputs of ten layers, of attention's operands
+    # Of weights and inputs of ten layers; of the operands, scores and GELU inputs of two blocks.
+    assert len(ranges) == 2 * (2 * 4 + 2) + 2 * 6
     assert not [name for name in ranges if torch.equal(before[name], after[name])]
     decaying = {id(parameter) for parameter in decay_groups(trained, 0.05)[0]["params"]}
     names = [name for name, parameter in after.items() if id(parameter) in decaying]
