@@ -246,7 +246,7 @@ TRACK: Track[VitCase] = Track(
     protocol="training",
     quality="test_error",
     derivation="quantization",
-    on_request="about 30 minutes",
+    on_request="half an hour for two methods at the first case, hours for all",
     preload=("torch", "torch._dynamo"),
     notes=NOTES,
 )
