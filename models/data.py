@@ -9,6 +9,8 @@ Source: https://huggingface.co/docs/datasets
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from archbench.models._data import (
     SPLITS,
     BadData,
@@ -28,6 +30,7 @@ from archbench.models._data._images import Images
 from archbench.models._data._text import Text, part
 from archbench.models._data.batches import Batches, Prefetch, Windows
 from archbench.names import is_safe_name, unknown
+from archbench.track import Unavailable
 
 __all__ = [
     "Augment",
@@ -39,6 +42,7 @@ __all__ = [
     "Prefetch",
     "Text",
     "Windows",
+    "image_sets",
     "load",
     "load_images",
     "load_text",
@@ -82,6 +86,21 @@ def load_images(name: str, split: str = "train", *, max_corrupt: float = 0.01) -
     if not isinstance(loaded, Images):
         raise BadData(f"{loaded.origin.line}: a text, expected images")
     return loaded
+
+
+@lru_cache(maxsize=2)
+def image_sets(name: str, images: int, test_images: int, channels: int) -> tuple[Images, Images]:
+    """A case's training and test images; a process looks at them once. Raises Unavailable where they are missing."""
+    try:
+        train, test = load_images(name, "train"), load_images(name, "test")
+    except BadData as bad:
+        raise Unavailable(str(bad)) from bad
+    for found, wanted in ((train, images), (test, test_images)):
+        if len(found) < wanted:  # a package carries a small part of a set
+            raise Unavailable(f"{found.origin.line}; the case wants {wanted:,}")
+        if found.channels != channels:
+            raise Unavailable(f"{found.origin.line}, of {found.channels} channels; expected {channels}")
+    return train.subset(images), test.subset(test_images)
 
 
 def load_text(name: str, split: str = "train") -> Text:

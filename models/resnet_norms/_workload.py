@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from archbench.cells import Data
 from archbench.checks import Wrong, flatten, to_float64
-from archbench.models.data import Augment, BadData, Batches, Images, Prefetch, load_images
+from archbench.models.data import Augment, Batches, Images, Prefetch, image_sets
 from archbench.models.resnet_norms import PIXELS, ResNetCase
 from archbench.models.resnet_norms._landscape import along_the_gradient
 from archbench.models.resnet_norms._model import ResNet18
 from archbench.models.train import History, Recipe, Step, fit, seeded
-from archbench.track import Device, Unavailable
+from archbench.track import Device
 from archbench.training import Curve, Outcome
 
 LR_OF_256 = 0.4  # peak learning rate at batch 256; in proportion at others
@@ -63,23 +63,8 @@ def factory(norm: str) -> Callable[[ResNetCase], Factory]:
     return build
 
 
-@lru_cache(maxsize=2)
-def sets(data: str, images: int, test_images: int) -> tuple[Images, Images]:
-    """Training and test images of a case; a process looks at them once. Raises Unavailable where they are missing."""
-    try:
-        train, test = load_images(data, "train"), load_images(data, "test")
-    except BadData as bad:
-        raise Unavailable(str(bad)) from bad
-    for found, wanted in ((train, images), (test, test_images)):
-        if len(found) < wanted:  # a package carries a small part of a set
-            raise Unavailable(f"{found.origin.line}; the case wants {wanted:,}")
-        if found.channels != CHANNELS.get(data, 3):
-            raise Unavailable(f"{found.origin.line}, of {found.channels} channels; expected {CHANNELS.get(data, 3)}")
-    return train.subset(images), test.subset(test_images)
-
-
 def of(case: ResNetCase) -> tuple[Images, Images]:
-    return sets(case.data, case.images, case.test_images)
+    return image_sets(case.data, case.images, case.test_images, CHANNELS.get(case.data, 3))
 
 
 def batches(case: ResNetCase, seed: int) -> Batches:

@@ -66,7 +66,8 @@ class Deployed:
             raise Wrong(f"logits are {tuple(outputs.shape)}, expected {tuple(wanted.shape)}")
         apart_N, length_N = (outputs - wanted).norm(dim=1), wanted.norm(dim=1)
         allowed_N = ROUNDING * length_N
-        if any(True for _ in quantisers(model)):
+        rounds = any(True for _ in quantisers(model))
+        if rounds:
             allowed_N = allowed_N + FACTOR * disturbed(model, images_NCHW, wanted, FAR).max()
             left = int((apart_N > ROUNDING * length_N).sum())
             often = disturbed(model, images_NCHW, wanted, OFTEN)
@@ -83,7 +84,7 @@ class Deployed:
                 f"those of the network with simulated rounding; values at borders explain {allowed_N[worst]:.3g}"
             )
         # Where many values lie at borders every image may leave; then, in the middle, not farther than with the noise.
-        if any(True for _ in quantisers(model)):
+        if rounds:
             middle, bound = float(apart_N.median()), float(FACTOR * often.median() + ROUNDING * length_N.median())
             if not middle <= bound:
                 raise Wrong(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archbench.models._data.fingerprint import cache_folder
-from archbench.models.data import Augment, BadData, Batches, Images, load_images
+from archbench.models.data import Augment, Batches, Images, image_sets
 from archbench.models.train import History, Recipe, fit, seeded
 from archbench.models.vit_int4 import CHANNELS, CLASSES, PIXELS, VitCase, _vit
 from archbench.models.vit_int4._vit import Size, VisionTransformer
-from archbench.track import Device, Unavailable
+from archbench.track import Device
 
 LR, FURTHER_LR = 2e-3, 5e-4  # at their peaks: from nothing, and from a trained network
 EVALUATIONS = 2  # of a run
@@ -42,23 +41,8 @@ def network(case: VitCase, seed: int) -> VisionTransformer:
         return VisionTransformer(size_of(case))
 
 
-@lru_cache(maxsize=2)
-def sets(data: str, images: int, test_images: int) -> tuple[Images, Images]:
-    """Training and test images of a case; a process looks at them once. Raises Unavailable where they are missing."""
-    try:
-        train, test = load_images(data, "train"), load_images(data, "test")
-    except BadData as bad:
-        raise Unavailable(str(bad)) from bad
-    for found, wanted in ((train, images), (test, test_images)):
-        if len(found) < wanted:  # a package carries a small part of a set
-            raise Unavailable(f"{found.origin.line}; the case wants {wanted:,}")
-        if found.channels != CHANNELS.get(data, 3):
-            raise Unavailable(f"{found.origin.line}, of {found.channels} channels; expected {CHANNELS.get(data, 3)}")
-    return train.subset(images), test.subset(test_images)
-
-
 def of(case: VitCase) -> tuple[Images, Images]:
-    return sets(case.data, case.images, case.test_images)
+    return image_sets(case.data, case.images, case.test_images, CHANNELS.get(case.data, 3))
 
 
 def batches(case: VitCase, seed: int, count: int = 0) -> Batches:

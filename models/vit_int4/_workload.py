@@ -108,11 +108,12 @@ class Training:
         if float_history.diverged:
             raise Wrong(f"the float network of seed {seed} diverged: there is nothing to compare with")
         images = calibration_images(case, seed, method.calibration).to(device)
+        given = copy.deepcopy(base if method.trains else fp32)
         began = time.perf_counter()
         with seeded(seed):
-            model = method(copy.deepcopy(base if method.trains else fp32), images)
+            model = method(given, images)
         metrics = {"calibration_s": time.perf_counter() - began}
-        curves = curves_of(float_history)
+        curves = curves_of(float_history) if model is given else {}  # rounding alone has no course
         if method.trains:
             metrics["step_slowdown"] = slowdown(case, model, base, device)
             wanted = learning_from(fp32) if case.distil else loss

@@ -14,6 +14,7 @@ import torch
 
 from archbench.checks import Wrong
 from archbench.harness.study import summary
+from archbench.models.data import image_sets
 from archbench.models.resnet_norms import TRACK, ResNetCase, _workload
 from archbench.models.resnet_norms._model import NORMS
 from archbench.models.resnet_norms._workload import LOST, Training, Watcher, factory, gate, recipe, spread
@@ -46,12 +47,12 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = only_source(tmp_path_factory.mktemp("stripes") / "data", patched)
         write_parquet(folder / "mnist" / "train.parquet", *stripes(320, seed=0))
         write_parquet(folder / "mnist" / "test.parquet", *stripes(100, seed=1))
-        _workload.sets.cache_clear()
+        image_sets.cache_clear()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield folder
         torch.set_num_threads(threads)
-        _workload.sets.cache_clear()
+        image_sets.cache_clear()
 
 
 def training(norm: str, case: ResNetCase = TINY) -> Training:

@@ -3,7 +3,6 @@
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -12,32 +11,26 @@ torch = pytest.importorskip("torch", reason="no torch installed")
 pytest.importorskip("torchao", reason="no torchao installed")
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from archbench.models._train_step import decay_groups
 from archbench.models.vit_int4 import VitCase, qat_w4a4_torchao
 from archbench.models.vit_int4._layers import QuantLinear, QuantMix, linears, quantisers
 from archbench.models.vit_int4._plan import Bits, Plan
 from archbench.models.vit_int4._torchao import Exported, converted, finished
-from archbench.models.vit_int4._vit import Size, VisionTransformer
+from archbench.models.vit_int4._vit import VisionTransformer
+from small_vit import answers, small_images, small_network, trained_on
 
 PLAN = Plan(Bits(4, 4), Bits(8, 8), attention=4)
 
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return small_images()
 
 
 @pytest.fixture(scope="module")
 def model() -> VisionTransformer:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = VisionTransformer(Size(16, 8, 32, 2, 2, 10)).eval()
-        with torch.no_grad():
-            for _, _, linear in linears(model):
-                linear.weight.normal_(std=linear.in_features**-0.5)
-    return model
+    return small_network()
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +40,7 @@ def start(model: VisionTransformer, images: Tensor) -> Exported:
 
 @pytest.fixture(scope="module")
 def losses_and_trained(start: Exported, images: Tensor) -> tuple[list[float], nn.Module]:
-    trained = copy.deepcopy(start).train()
-    labels = torch.arange(len(images)) % 10
-    optimizer = torch.optim.AdamW(decay_groups(trained, 0.05), lr=2e-3)
-    losses = []
-    for _ in range(15):
-        loss = F.cross_entropy(trained(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses, trained.eval()
-
-
-@torch.no_grad()
-def answers(model: nn.Module, images: Tensor) -> Tensor:
-    logits: Tensor = model(images)
-    return logits
+    return trained_on(start, images)
 
 
 def test_calibrated_it_answers_as_the_float_network_does_but_for_rounding(
