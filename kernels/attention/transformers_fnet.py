@@ -12,12 +12,15 @@ Source: Lee-Thorp et al. 2021, arXiv:2105.03824; https://github.com/huggingface/
 from __future__ import annotations
 
 from torch import Tensor
-from transformers.models.fnet.configuration_fnet import FNetConfig
-from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
 
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention._fourier_gate import DIFFERS, gate
+from archbench.quiet import quiet_import
 from archbench.track import Call, Contender, Unavailable
+
+with quiet_import():  # it imports torchao where that is installed
+    from transformers.models.fnet.configuration_fnet import FNetConfig
+    from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
 
 
 def _build(case: AttentionCase) -> Call:

@@ -13,15 +13,13 @@ Source: https://github.com/lucidrains/x-transformers
 
 from __future__ import annotations
 
-import warnings
-
 from torch import Tensor
 
 from archbench.kernels.attention import AttentionCase
+from archbench.quiet import quiet_import
 from archbench.track import Call, Contender
 
-with warnings.catch_warnings():  # on import it compiles a function by torch.jit.script, which torch calls deprecated
-    warnings.simplefilter("ignore", DeprecationWarning)
+with quiet_import():  # it compiles a function by torch.jit.script, which torch calls deprecated
     from x_transformers.attend import Attend
 
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchao.prototype.quantization.int4 import Int4OpaqueTensor
-from torchao.quantization import Int4TilePackedTo4dTensor
 
 from archbench.kernels.int4_linear import Int4Case
 from archbench.kernels.int4_linear._weights import ZERO, Quantised, matrices
+from archbench.quiet import quiet_import
 from archbench.track import Call, Contender, Unavailable
+
+with quiet_import():
+    from torchao.prototype.quantization.int4 import Int4OpaqueTensor
+    from torchao.quantization import Int4TilePackedTo4dTensor
 
 GROUPS = (32, 64, 128)
 CPU_ROWS, CPU_COLUMNS = 16, 32  # outputs and inputs come in tiles of so many

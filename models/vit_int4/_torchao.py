@@ -17,7 +17,6 @@ Source: https://docs.pytorch.org/ao/stable/pt2e_quantization/pt2e_quant_qat.html
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from typing import Any
 
@@ -30,10 +29,9 @@ from archbench.models.vit_int4._layers import QuantLinear, QuantMix, quantised
 from archbench.models.vit_int4._plan import Plan
 from archbench.models.vit_int4._quantiser import ActivationQuantiser
 from archbench.models.vit_int4._vit import VisionTransformer
+from archbench.quiet import quiet_import
 
-logging_was = logging.root.manager.disable
-logging.disable(logging.WARNING)  # of kernels for other devices that it cannot load
-try:
+with quiet_import():
     from torchao.quantization.pt2e import (
         FakeQuantize,
         HistogramObserver,
@@ -43,8 +41,6 @@ try:
     )
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
-finally:
-    logging.disable(logging_was)
 
 LINEAR, MATMUL = torch.ops.aten.linear.default, torch.ops.aten.matmul.default
 OPERANDS = ("queries", "keys"), ("shares", "values")  # of attention's products, in the order of the graph
