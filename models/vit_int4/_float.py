@@ -8,16 +8,14 @@ Letters: N images, C channels, H and W their size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archbench.models._data.fingerprint import cache_folder
+from archbench.models._kept import kept, name_of
 from archbench.models.data import Augment, Batches, Images, image_sets
 from archbench.models.train import History, Recipe, fit, seeded
 from archbench.models.vit_int4 import CHANNELS, CLASSES, PIXELS, VitCase, _vit
@@ -96,16 +94,16 @@ def float_network(case: VitCase, seed: int, device: Device, *, further: bool) ->
     """The float network of a seed, and how it was trained; from the cache where this host has made it before."""
     model = network(case, seed) if not further else float_network(case, seed, device, further=False)[0]
     wanted = recipe(case, further)
-    with batches(case, seed + int(further)) as source:
+    name = f"{case.data}-{seed}-{identity(case, seed, device, further)}"
+    with batches(case, seed + int(further)) as source, kept("vit_int4", name) as path:
         evaluate = Evaluation(case, device)
-        kept = cache_folder("vit_int4") / f"{case.data}-{seed}-{identity(case, seed, device, further)}.pt"
         try:
-            return model, fit(model, loss, source, evaluate, wanted, seed=seed, device=device, checkpoint=kept)
+            return model, fit(model, loss, source, evaluate, wanted, seed=seed, device=device, checkpoint=path)
         except ValueError:
-            if not kept.exists():
+            if not path.exists():
                 raise
-            kept.unlink()  # damaged, or of other code: it is made again
-            return float_network(case, seed, device, further=further)
+            path.unlink()  # damaged: it is made again
+    return float_network(case, seed, device, further=further)
 
 
 def identity(case: VitCase, seed: int, device: Device, further: bool) -> str:
@@ -113,5 +111,4 @@ def identity(case: VitCase, seed: int, device: Device, further: bool) -> str:
     fixed = replace(case, edges=8, attention=32, nonlinear=32, distil=False, seeds=1, answers=1)
     parts = [asdict(fixed), seed, asdict(recipe(case, False)), asdict(recipe(case, True)) if further else ""]
     parts += [images.origin.fingerprint for images in of(case)]
-    parts += [device, torch.__version__, torch.get_num_threads(), Path(_vit.__file__).read_text(encoding="utf-8")]
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    return name_of(parts, [_vit], device)

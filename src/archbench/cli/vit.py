@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from errno import EISDIR
+from os import strerror
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from archbench.cli.console import app, err, fail, out, plain
-from archbench.track import Unavailable
+from archbench.track import Contender, Unavailable
 
 vit = typer.Typer(
     help="Networks of the vit_int4 track.",
@@ -34,8 +36,9 @@ def export(
     form: Annotated[str, typer.Option("--form", help=f"{', '.join(FORMS)}: docs/vit-int4.md.")] = FORMS[0],
 ) -> None:
     """Train a method's network, where it trains, and write it as an ONNX file. The seed's float network is kept."""
-    from archbench.atomic import write_atomically
+    from archbench.atomic import replacing
     from archbench.discovery import UnknownName, load_contender
+    from archbench.hardware.detect import detect, place
     from archbench.models.vit_int4 import TRACK
 
     if form not in FORMS:
@@ -50,21 +53,32 @@ def export(
         fail(str(unknown))
     if loaded.entry is None:
         fail(f"{method}: {loaded.reason}", 1 if loaded.status == "unsupported" else 2)
+    if reason := TRACK.skip(wanted, place(detect(), "cpu")):
+        fail(f"{wanted.slug}: {reason}", 1)
+    try:
+        if to.is_dir():
+            raise IsADirectoryError(EISDIR, strerror(EISDIR))
+        with replacing(to) as staged:
+            staged.touch()  # minutes are spent below: a place where nothing can be written says so before
+            staged.write_bytes(_graph(method, loaded.entry, wanted, seed, form))
+    except OSError as error:
+        fail(f"cannot write {to}: {error.strerror}", 1)
+    out.print(f"{to} ({to.stat().st_size / 1e6:,.3f} MB)", highlight=False, soft_wrap=True, markup=False)
+
+
+def _graph(method: str, contender: Contender[Any], case: Any, seed: int, form: Any) -> bytes:
+    """The ONNX file of a seed's finished network."""
     try:
         from archbench.models.vit_int4._export import export as exported
         from archbench.models.vit_int4._workload import Training
 
-        chosen: Any = loaded.entry.build(wanted)
+        chosen: Any = contender.build(case)
         if chosen.runtime != "onnx":
             fail(f"{method} runs in PyTorch: there is no graph of it")
         with err.status(plain(f"making seed {seed} of {method}")):
-            written = exported(Training(wanted, chosen).made(seed, "cpu").finished, form)
+            graph: bytes = exported(Training(case, chosen).made(seed, "cpu").finished, form).SerializeToString()
+        return graph
     except ImportError as error:
         fail(f"needs the package {error.name}: `pip install 'archbench[torch,train,quant]'`", 1)
     except Unavailable as reason:
         fail(str(reason), 1)
-    try:
-        write_atomically(to, written.SerializeToString())
-    except OSError as error:
-        fail(f"cannot write {to}: {error.strerror}", 1)
-    out.print(f"{to} ({to.stat().st_size / 1e6:,.3f} MB)", highlight=False, soft_wrap=True, markup=False)

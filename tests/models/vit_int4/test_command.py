@@ -19,6 +19,7 @@ from archbench.models.vit_int4 import TRACK
 
 Ask = Callable[..., Result]
 SMALL = TRACK.test_cases[0].slug
+LARGE = next(case.slug for case in TRACK.bench_cases if case.data == "imagenet-1k")
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def test_the_form_of_brevitas_has_none(ask: Ask, tmp_path: Path) -> None:
         (("ptq_w4a4", "x.onnx", "--form", "int5"), "no form 'int5'"),
         (("bf16", "x.onnx", "--case", SMALL), "there is no graph of it"),
         (("ptq_w4a4", "/proc/x.onnx", "--case", SMALL), "cannot write /proc/x.onnx"),
+        (("ptq_w4a4", "/proc", "--case", SMALL), "cannot write /proc: Is a directory"),
+        (("ptq_w4a4", "x.onnx", "--case", LARGE), "are a GPU's work"),
     ],
 )
 def test_a_mistake_is_said_in_a_sentence(ask: Ask, arguments: tuple[str, ...], said: str) -> None:
@@ -62,3 +65,10 @@ def test_a_mistake_is_said_in_a_sentence(ask: Ask, arguments: tuple[str, ...], s
     assert found.exit_code in (1, 2)
     assert said in found.output
     assert "Traceback" not in found.output
+
+
+def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_trained(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archbench.models.vit_int4._workload.Training.made", None)  # would raise TypeError
+    assert "cannot write /proc/x.onnx" in ask("ptq_w4a4", "/proc/x.onnx", "--case", SMALL).output
