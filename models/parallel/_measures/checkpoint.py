@@ -21,8 +21,8 @@ import torch
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
+from archbench.models._memory import state_of
 from archbench.models.parallel._launch.rank import Rank
-from archbench.models.parallel._measures.memory import state_of
 from archbench.models.parallel._trainer import Trainer
 from archbench.models.parallel._ways.sharding import local
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from archbench.models._memory import gradients_seen
+from archbench.models._profile import profiled
 from archbench.models.parallel._launch.rank import Rank
-from archbench.models.parallel._measures.memory import Kinds, gradients_seen, kinds, peak_process_bytes
-from archbench.models.parallel._measures.profile import call_and_exposed, profiled
+from archbench.models.parallel._measures.memory import Kinds, kinds, peak_process_bytes
+from archbench.models.parallel._measures.profile import call_and_exposed
 from archbench.models.parallel._measures.wire import collective_bytes, sent_bytes
 from archbench.models.parallel._trainer import Mark
 

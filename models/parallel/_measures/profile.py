@@ -10,45 +10,14 @@ Source: https://docs.pytorch.org/docs/stable/profiler.html
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from archbench.models._profile import CALL, Event, Interval, annotation, interval
 
-Event = dict[str, Any]
-Interval = tuple[float, float]
-
-CALL = "archbench: call"
 INTERPRETER_S = 100e-6  # a shorter pause between two operations is Python's
 TALKING = "gloo:"  # what torch calls gloo's work, from its begin to its end
 COMPUTING = "aten::"
 WAITING = ("c10d::", "_c10d_functional::")  # operations that may wait for a communication
-MICROSECOND = 1e-6
-
-
-def profiled(
-    call: Callable[[], object], device: torch.device, ready: Callable[[], object] = lambda: None
-) -> list[Event]:
-    """One call's events. ``ready`` is called first, when the profiler already looks."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities, profile_memory=True) as profiler:
-        ready()
-        with record_function(CALL):
-            call()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(file))
-        events: list[Event] = json.loads(file.read_bytes())["traceEvents"]
-    return events
-
-
-def annotation(events: Iterable[Event], name: str) -> Event:
-    """The event of a ``record_function``."""
-    return next(event for event in events if event.get("cat") == "user_annotation" and event["name"] == name)
 
 
 def call_and_exposed(events: Sequence[Event]) -> tuple[float, float]:
@@ -66,12 +35,6 @@ def call_and_exposed(events: Sequence[Event]) -> tuple[float, float]:
         works = without(union(interval(event) for event in own if event["name"].startswith(COMPUTING)), waits)
         works = joined(works, INTERPRETER_S)
     return length([window]), length(without(within(union(talks), window), works))
-
-
-def interval(event: Event) -> Interval:
-    """Of an event that lasts, in seconds."""
-    start = float(event["ts"]) * MICROSECOND
-    return start, start + float(event["dur"]) * MICROSECOND
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:

@@ -17,7 +17,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 
-from archbench.models.parallel._measures.profile import Event
+from archbench.models._profile import Event
 
 _SENT = struct.Struct("<QQ")  # bytes sent, and sent again
 _SENT_AT = 200  # where they are in struct tcp_info, since Linux 4.19

@@ -10,17 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the memory looked at is torch's")
 
-from archbench.models.parallel._measures.memory import (
-    Allocation,
-    Peak,
-    gradients_seen,
-    held_bytes,
-    highest,
-    kinds,
-    peak_process_bytes,
-    storages,
-)
-from archbench.models.parallel._measures.profile import profiled
+from archbench.models._memory import Allocation, gradients_seen, held_bytes, storages
+from archbench.models._profile import profiled
+from archbench.models.parallel._measures.memory import Peak, highest, kinds, peak_process_bytes
 
 NUMBERS = 1 << 18  # of a parameter: 1 MiB
 MIB = 1 << 20

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="the profiler is torch's")
 
-from archbench.models.parallel._measures.profile import CALL, call_and_exposed, joined, length, union, within, without
+from archbench.models._profile import CALL
+from archbench.models.parallel._measures.profile import call_and_exposed, joined, length, union, within, without
 
 MOMENTS = st.integers(0, 30)
 SOME = st.lists(st.tuples(MOMENTS, MOMENTS).map(lambda ends: (min(ends), max(ends) + 1)), max_size=8)
