@@ -1,0 +1,176 @@
+"""A scaled-down Switch Transformer: the same language model with dense feed-forward layers, or with experts in every
+second one.
+
+A token meets one expert, so all models but the wide one spend the same operations on a token, beside the router. A
+contender's ``build(case)`` returns a factory ``seed -> model``. All make the same steps on the same windows of a text;
+``bits_per_byte`` on its last tenth ranks.
+
+Source: Fedus et al. 2021, Switch Transformers, arXiv:2101.03961
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from archbench.track import Device, Place, Timing, Track
+
+PRECISIONS = ("fp32", "bf16")
+# Multiply-adds count as two. A run of more is a GPU's work: two cores take minutes for it.
+CPU_FLOPS = 1.2e13
+
+
+@dataclass(frozen=True)
+class SwitchCase:
+    """Text, model and recipe of one training."""
+
+    data: str = "text"  # a text of archbench.models.data
+    length: int = 128  # characters of a window
+    width: int = 128
+    layers: int = 4  # the second, fourth, ... is a Switch layer
+    heads: int = 4
+    batch: int = 32  # windows of a step
+    steps: int = 400
+    lr: float = 3e-3  # at its peak
+    capacity_factor: float = 1.25  # an expert takes so many times a token's share of a batch, rounded up
+    precision: str = "fp32"  # bf16: products in bfloat16 (autocast), weights and routers in float32
+    target: float = 2.4  # bits per byte at which the time to target is taken
+    curve_rows: int = 256  # windows of the test text that are looked at during training; all of them at the end
+    seeds: int = 3
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}")
+        for name in ("length", "width", "layers", "heads", "batch", "steps", "curve_rows", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.layers < 2:
+            raise ValueError(f"layers is {self.layers}: every second one is a Switch layer, so at least 2")
+        if self.width % self.heads:
+            raise ValueError(f"heads is {self.heads}: must divide the width {self.width}")
+        if not 0 < self.capacity_factor < float("inf"):
+            raise ValueError(f"capacity_factor is {self.capacity_factor}, must be positive and finite")
+
+    @property
+    def slug(self) -> str:
+        sizes = f"len{self.length}-d{self.width}-n{self.layers}-b{self.batch}-steps{self.steps}"
+        name = f"{self.data}-{sizes}-cf{self.capacity_factor:g}-{self.precision}"
+        return f"{name}-t{self.threads}" if self.threads else name
+
+    @property
+    def axes(self) -> dict[str, str | int | float | bool]:
+        return {
+            "data": self.data,
+            "length": self.length,
+            "width": self.width,
+            "layers": self.layers,
+            "heads": self.heads,
+            "batch": self.batch,
+            "steps": self.steps,
+            "capacity_factor": self.capacity_factor,
+            "dtype": self.precision,
+        }
+
+    @property
+    def dtype(self) -> str:
+        return self.precision
+
+    @property
+    def hidden(self) -> int:
+        return 4 * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch * self.length
+
+    def is_switched(self, layer: int) -> bool:
+        return layer % 2 == 1
+
+    def flops(self) -> float:
+        """Of the products of a step that every contender makes for every token, forward and backward.
+
+        Without the head, whose size is the text's, and without the feed-forward layers that become Switch layers, which
+        tokens beyond an expert's capacity skip.
+        """
+        dense = sum(not self.is_switched(layer) for layer in range(self.layers))
+        mixing = 8 * self.width**2 + 2 * self.length * self.width
+        return 3.0 * self.tokens * (self.layers * mixing + dense * 4 * self.width * self.hidden)
+
+    def bytes_moved(self) -> None:
+        """Not defined: what a step must move depends on what it keeps between its passes."""
+
+    @property
+    def run_flops(self) -> float:
+        """Of the dense model's run, the head left out."""
+        switched = sum(self.is_switched(layer) for layer in range(self.layers))
+        return self.steps * (self.flops() + 3.0 * self.tokens * switched * 4 * self.width * self.hidden)
+
+
+def _make_inputs(case: SwitchCase, seed: int, device: Device) -> tuple[Any, ...]:
+    from archbench.models.switch_lm import _text
+
+    return _text.make_inputs(case, seed, device)
+
+
+def _training(case: SwitchCase, factory: Any) -> Any:
+    from archbench.models.switch_lm import _workload
+
+    return _workload.Training(case, factory)
+
+
+def _check(case: SwitchCase, inputs: tuple[Any, ...], outputs: Any) -> float:
+    from archbench.models.switch_lm import _workload
+
+    return _workload.gate(case, inputs, outputs)
+
+
+def _skip(case: SwitchCase, place: Place) -> str | None:
+    if place.device == "cpu" and case.run_flops > CPU_FLOPS:
+        return f"{case.run_flops:.0e} operations a run are a GPU's work; CPU cases have at most {CPU_FLOPS:.0e}"
+    return None
+
+
+def _test_cases() -> tuple[SwitchCase, ...]:
+    small: dict[str, Any] = {"length": 12, "width": 16, "heads": 2, "batch": 3, "steps": 2, "curve_rows": 6, "seeds": 1}
+    return (
+        SwitchCase("cpython", layers=2, **small),
+        SwitchCase("cpython", layers=3, capacity_factor=1.0, precision="bf16", **small),
+    )
+
+
+def _bench_cases() -> tuple[SwitchCase, ...]:
+    gpu: dict[str, Any] = {"length": 256, "width": 512, "layers": 8, "heads": 8, "batch": 64, "steps": 5000, "lr": 1e-3}
+    return (
+        SwitchCase(),
+        SwitchCase(capacity_factor=1.0),
+        SwitchCase(precision="bf16", seeds=2),
+        SwitchCase(precision="bf16", **gpu),
+        SwitchCase(precision="bf16", capacity_factor=2.0, **gpu),
+    )
+
+
+NOTES = """\
+"""
+
+TRACK: Track[SwitchCase] = Track(
+    name="switch_lm",
+    question="What does a Switch layer of experts gain over a dense layer: per step, per second and per byte of memory?",
+    version="1",
+    baseline="dense",
+    test_cases=_test_cases(),
+    bench_cases=_bench_cases(),
+    make_inputs=_make_inputs,
+    gate=_check,
+    workload=_training,
+    skip=_skip,
+    item="token",
+    items=lambda case: case.tokens,
+    timing=Timing(budget_s=6.0, deadline_s=86_400.0),
+    protocol="training",
+    quality="bits_per_byte",
+    on_request="half an hour for the first case",
+    preload=("torch",),
+    notes=NOTES,
+)
