@@ -73,6 +73,8 @@ class MoeCase:
             raise ValueError(f"top_k is {self.top_k}, {self.router} routing has {TOP_K[self.router]}")
         if self.capacity_factor is not None and not 0 < self.capacity_factor < math.inf:
             raise ValueError(f"capacity_factor is {self.capacity_factor}, must be positive and finite, or None")
+        if not math.isfinite(self.skew):
+            raise ValueError(f"skew is {self.skew}, must be finite")
         if self.router == "topk" and self.capacity_factor is not None:
             raise ValueError(f"capacity_factor is {self.capacity_factor}: topk routing is dropless, leave it None")
         if self.router == "expert_choice" and self.capacity_factor is None:
@@ -89,7 +91,8 @@ class MoeCase:
         """Tokens of a group that an expert takes at most: factor * K * T / E, rounded up; T where dropless."""
         if self.capacity_factor is None:
             return self.length
-        return min(self.length, math.ceil(self.capacity_factor * self.top_k * self.length / self.experts))
+        share = self.capacity_factor * self.top_k * self.length / self.experts
+        return math.ceil(min(self.length, share * (1 - 1e-12)))  # 1.1 * 50 / 5 is a little more than 11 in binary
 
     @property
     def assignments(self) -> int | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import MoeCase
-from archbench.kernels.moe_ffn._routing import Routing, route
+from archbench.kernels.moe_ffn._routing import Routing, route, shaped
 
 
 def expert(x_MD: Tensor, w_in_FD: Tensor, w_out_HD: Tensor) -> Tensor:
@@ -32,7 +32,9 @@ def answer(case: MoeCase, y_ND: Tensor, routing: Routing) -> Any:
 def expert_by_expert(
     case: MoeCase, x_BTD: Tensor, router_ED: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor, uniform_BT: Tensor
 ) -> Any:
-    """Each expert takes its tokens, answers, and what it says is added to theirs."""
+    """Each expert takes its tokens, answers, and what it says is added to theirs. Raises ValueError naming an input."""
+    shaped("w_in", w_in_EFD, (case.experts, 2 * case.hidden, case.dim))
+    shaped("w_out", w_out_EHD, (case.experts, case.hidden, case.dim))
     routing = route(case, x_BTD, router_ED, uniform_BT)
     x_ND = x_BTD.flatten(0, 1)
     y_ND = torch.zeros_like(x_ND, dtype=routing.weight_A.dtype)

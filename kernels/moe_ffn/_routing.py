@@ -3,6 +3,13 @@
 All routers end in one form, ``Routing``: a flat list of the assignments that are kept, sorted by expert and within an
 expert by token. What follows (a loop over experts, a grouped product, an exchange between ranks) needs no more.
 
+A first choice that finds no room has used all of it: no second choice finds any either, whether it is counted or not. A
+second expert that is not drawn takes no place, as in the authors' code (lingvo's ``Top2GatingOnLogits``); the loop that
+algorithm 1 prints moves the counter for it, too, which would leave places empty that the draw is there to save.
+
+What is not finite is refused on the CPU. On a GPU the look would make the host wait, so there NaN goes on into the
+weights, and by them into y: a token's own logits and its uniform number reach all of its answers.
+
 Letters: B groups, T tokens of a group, N = B T, D width, E experts, K experts of a token, C capacity, A assignments.
 
 Source: Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1; Fedus et al. 2021, arXiv:2101.03961, equations 4 to 6; Zoph
@@ -11,6 +18,7 @@ et al. 2022, arXiv:2202.08906, equation 5; Zhou et al. 2022, arXiv:2202.09368
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -50,50 +58,70 @@ def logits_of(x_BTD: Tensor, router_ED: Tensor) -> Tensor:
 
 
 def route(case: MoeCase, x_BTD: Tensor, router_ED: Tensor, uniform_BT: Tensor) -> Routing:
-    """Routing of the tokens by the case's router. Raises ValueError where the logits are not finite."""
+    """Routing of the tokens by the case's router. Raises ValueError naming the argument that is not what it takes."""
+    shaped("x", x_BTD, (case.groups, case.length, case.dim))
+    shaped("router", router_ED, (case.experts, case.dim))
     return routing(case, logits_of(x_BTD, router_ED), uniform_BT)
 
 
 def routing(case: MoeCase, logits_BTE: Tensor, uniform_BT: Tensor) -> Routing:
     """The same from logits. Raises ValueError naming ``logits``, ``uniform`` or ``capacity``."""
     _checked(case, logits_BTE, uniform_BT)
-    probabilities_BTE = logits_BTE.softmax(-1)
     if case.router == "expert_choice":
-        return _experts_choose(case, probabilities_BTE)
-    choice = _tokens_choose(case, probabilities_BTE, uniform_BT)
-    loss = _loss(case, logits_BTE, probabilities_BTE, choice.expert_BTK[..., 0])
+        return _experts_choose(case, logits_BTE)
+    choice = _tokens_choose(case, logits_BTE, uniform_BT)
+    loss = _loss(case, logits_BTE, choice.expert_BTK[..., 0])
     if case.capacity >= case.length and choice.wanted_BTK is None:
         return _everyone(case, choice, loss)
     return _within(case, choice, loss)
 
 
+def shaped(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError naming the argument where its shape is another."""
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, the case wants {shape}")
+
+
 def _checked(case: MoeCase, logits_BTE: Tensor, uniform_BT: Tensor) -> None:
-    shape = (case.groups, case.length, case.experts)
-    if tuple(logits_BTE.shape) != shape:
-        raise ValueError(f"logits have shape {tuple(logits_BTE.shape)}, the case wants {shape}")
-    if case.router == "gshard" and tuple(uniform_BT.shape) != shape[:2]:
-        raise ValueError(f"uniform has shape {tuple(uniform_BT.shape)}, the case wants {shape[:2]}")
-    if logits_BTE.device.type == "cpu" and not logits_BTE.isfinite().all():  # on a GPU the look would wait for it
-        raise ValueError("logits are not finite: x or router hold NaN or infinity")
+    shaped("logits", logits_BTE, (case.groups, case.length, case.experts))
+    if case.capacity < 1:
+        raise ValueError(f"capacity is {case.capacity}, must be at least 1: an expert without room answers nobody")
+    on_cpu = logits_BTE.device.type == "cpu"  # on a GPU these looks would wait for it
+    if on_cpu and not all(map(math.isfinite, _ends(logits_BTE))):
+        raise ValueError("logits are not finite: x or router hold NaN, infinity or numbers too large")
+    if case.router == "gshard":
+        shaped("uniform", uniform_BT, (case.groups, case.length))
+        lowest, highest = _ends(uniform_BT) if on_cpu else (0, 0)
+        if not 0 <= lowest <= highest < 1:
+            raise ValueError(f"uniform goes from {lowest:g} to {highest:g}, must be within [0, 1)")
 
 
-def _tokens_choose(case: MoeCase, probabilities_BTE: Tensor, uniform_BT: Tensor) -> Choice:
-    best = probabilities_BTE.topk(case.top_k, dim=-1)
+def _ends(values: Tensor) -> tuple[float, float]:
+    """Both are NaN where one value is. A tenth of the time of ``isfinite``."""
+    lowest, highest = values.detach().aminmax()
+    return float(lowest), float(highest)
+
+
+def _tokens_choose(case: MoeCase, logits_BTE: Tensor, uniform_BT: Tensor) -> Choice:
+    """By logits: of experts whose probabilities are too small for a float, one is likelier still."""
+    best = logits_BTE.topk(case.top_k, dim=-1)
     if case.router == "switch":
-        return Choice(best.indices, best.values, None)
-    weights = best.values / best.values.sum(-1, keepdim=True)
+        return Choice(best.indices, logits_BTE.softmax(-1).gather(-1, best.indices), None)
+    weights = best.values.softmax(-1)  # probabilities scaled to a sum of 1
     if case.router == "topk":
         return Choice(best.indices, weights, None)
+    weights = weights + 0 * uniform_BT.unsqueeze(-1)  # a number that is none is seen in y, and not as a draw
     drawn_BT = uniform_BT < 2 * weights[..., 1]
     return Choice(best.indices, weights, torch.stack((torch.ones_like(drawn_BT), drawn_BT), dim=-1))
 
 
-def _loss(case: MoeCase, logits_BTE: Tensor, probabilities_BTE: Tensor, first_BT: Tensor) -> Tensor:
+def _loss(case: MoeCase, logits_BTE: Tensor, first_BT: Tensor) -> Tensor:
     """E sum_e f_e P_e, the mean over groups; f the share of first choices, P the mean probability. 1 is balance."""
     if case.router == "topk":
         return logits_BTE.new_zeros(())
-    share_BE = F.one_hot(first_BT, case.experts).to(probabilities_BTE.dtype).mean(1)
-    loss = case.experts * (share_BE * probabilities_BTE.mean(1)).sum(-1).mean()
+    probability_BE = logits_BTE.softmax(-1).mean(1)
+    share_BE = F.one_hot(first_BT, case.experts).to(logits_BTE.dtype).mean(1)
+    loss = case.experts * (share_BE * probability_BE).sum(-1).mean()
     return loss + Z_WEIGHT * logits_BTE.logsumexp(-1).square().mean() if case.router == "switch" else loss
 
 
@@ -135,17 +163,17 @@ def _within(case: MoeCase, choice: Choice, loss: Tensor) -> Routing:
     )
 
 
-def _experts_choose(case: MoeCase, probabilities_BTE: Tensor) -> Routing:
-    """Each expert takes the C likeliest tokens of every group."""
-    best = probabilities_BTE.transpose(1, 2).topk(case.capacity, dim=-1)  # (B, E, C)
+def _experts_choose(case: MoeCase, logits_BTE: Tensor) -> Routing:
+    """Each expert takes the C likeliest tokens of every group, by logarithms, which tell the unlikely ones apart."""
+    best = logits_BTE.log_softmax(-1).transpose(1, 2).topk(case.capacity, dim=-1)  # (B, E, C)
     first_B11 = case.length * torch.arange(case.groups, device=best.indices.device).view(-1, 1, 1)
     token_EM = (best.indices + first_B11).transpose(0, 1).flatten(1)
     order_EM = token_EM.argsort(-1)
     token_A = token_EM.gather(1, order_EM).flatten()
     return Routing(
         token_A=token_A,
-        weight_A=best.values.transpose(0, 1).flatten(1).gather(1, order_EM).flatten(),
+        weight_A=best.values.exp().transpose(0, 1).flatten(1).gather(1, order_EM).flatten(),
         counts_E=torch.full((case.experts,), token_EM.shape[1], device=token_A.device),
-        loss=probabilities_BTE.new_zeros(()),
+        loss=logits_BTE.new_zeros(()),
         dropped=(torch.bincount(token_A, minlength=case.tokens) == 0).sum(),
     )
