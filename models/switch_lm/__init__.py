@@ -156,7 +156,7 @@ NOTES = """\
 
 TRACK: Track[SwitchCase] = Track(
     name="switch_lm",
-    question="What does a Switch layer of experts gain over a dense layer: per step, per second and per byte of memory?",
+    question="What do layers of experts gain over dense ones: per step, per second and per byte of memory?",
     version="1",
     baseline="dense",
     test_cases=_test_cases(),

@@ -1,11 +1,11 @@
 """A small language model whose feed-forward layers are dense or, every second one, a Switch layer.
 
-A decoder: embedded characters and learned positions, pre-norm blocks of causal attention and feed-forward layer, a head.
-A feed-forward layer is two matrices with ReLU between them, without biases. A Switch layer has E of them: a router in
-float32 sends each token to the likeliest one, whose answer is weighted by its probability. An expert takes C tokens of a
-batch, in their order; whom it has no room for is counted, and only the residual carries that token on. Tokens are
-gathered by expert, each expert multiplies its contiguous rows, and the answers are written back to where the tokens
-stand: no product is padded, and no zero is multiplied.
+A decoder: embedded characters, learned positions, pre-norm blocks of causal attention and feed-forward layer, a head. A
+feed-forward layer is two matrices with ReLU between them, without biases. A Switch layer has E of them: a router in
+float32 sends each token to the likeliest one, whose answer is weighted by its probability. An expert takes so many
+tokens of a batch, in their order; whom it has no room for is counted, and only the residual carries that token on.
+Tokens are gathered by expert, each expert multiplies its contiguous rows, and the answers are written back to where the
+tokens stand: no product is padded, and no zero is multiplied.
 
 What goes into the feed-forward layers' place is a constructor argument; all else is the same for every contender.
 
@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn._routing import Routing, routing
@@ -34,8 +36,10 @@ from archbench.models.train import seeded
 INITIAL_SCALE = 0.1  # variance of a matrix times its inputs; the paper's tenth of the usual 1, for stability
 EMBEDDING_STD = 0.02
 
+# Ranges that a trace shows. What is allocated in the first two and kept for the backward pass is the memory of routing.
+ROUTER, DISPATCH, EXPERTS, COMBINE = (f"switch: {part}" for part in ("router", "dispatch", "experts", "combine"))
+
 FeedForwardOf = Callable[[], nn.Module]
-Factory = Callable[[int], "LanguageModel"]
 
 
 class Routed(NamedTuple):
@@ -119,11 +123,13 @@ class Switch(nn.Module):
         device = x_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
         with torch.autocast(device, enabled=False):
-            routed = self.route(x_ND)
-            found = routed.routing
+            with record_function(ROUTER):
+                routed = self.route(x_ND)
+                found = routed.routing
+                weight_A = found.weight_A.to(dtype)
             y_ND = Experts.apply(
                 x_ND.to(dtype),
-                found.weight_A.to(dtype),
+                weight_A,
                 self.rise_EDF.to(dtype),
                 self.fall_EFD.to(dtype),
                 found.token_A,
@@ -132,7 +138,7 @@ class Switch(nn.Module):
         return y_ND, routed
 
     def route(self, x_ND: Tensor) -> Routed:
-        """Who answers each token. Raises ValueError where logits are not finite, or the capacity factor makes no sense."""
+        """Who answers each token. Raises ValueError where logits are not finite or a size makes no sense."""
         dtype = self.router_dtype or torch.promote_types(x_ND.dtype, torch.float32)
         logits_NE = F.linear(x_ND.to(dtype), self.router_ED.to(dtype))
         # One group: the whole batch shares the experts' room, as the tokens of one device do in the paper.
@@ -158,17 +164,20 @@ class Experts(torch.autograd.Function):
         token_A: Tensor,
         counts: Sequence[int],
     ) -> Tensor:
-        x_AD = x_ND.index_select(0, token_A)
-        h_AF = x_AD.new_empty(len(x_AD), rise_EDF.shape[2])
-        y_AD = torch.empty_like(x_AD)
-        for rise_DF, x_MD, h_MF in zip(rise_EDF, x_AD.split(counts), h_AF.split(counts), strict=True):
-            torch.mm(x_MD, rise_DF, out=h_MF)
-        h_AF.relu_()
-        for fall_FD, h_MF, y_MD in zip(fall_EFD, h_AF.split(counts), y_AD.split(counts), strict=True):
-            torch.mm(h_MF, fall_FD, out=y_MD)
+        with record_function(DISPATCH):
+            x_AD = x_ND.index_select(0, token_A)
+            y_AD = torch.empty_like(x_AD)  # where a dense layer's answer is not kept, the weights' gradient needs it
+        with record_function(EXPERTS):
+            h_AF = x_AD.new_empty(len(x_AD), rise_EDF.shape[2])
+            for rise_DF, x_MD, h_MF in zip(rise_EDF, x_AD.split(counts), h_AF.split(counts), strict=True):
+                torch.mm(x_MD, rise_DF, out=h_MF)
+            h_AF.relu_()
+            for fall_FD, h_MF, y_MD in zip(fall_EFD, h_AF.split(counts), y_AD.split(counts), strict=True):
+                torch.mm(h_MF, fall_FD, out=y_MD)
         ctx.save_for_backward(x_AD, h_AF, y_AD, weight_A, rise_EDF, fall_EFD, token_A)
         ctx.counts, ctx.tokens = counts, len(x_ND)
-        return torch.zeros_like(x_ND).index_copy_(0, token_A, y_AD * weight_A.unsqueeze(-1))
+        with record_function(COMBINE):
+            return torch.zeros_like(x_ND).index_copy_(0, token_A, y_AD * weight_A.unsqueeze(-1))
 
     @staticmethod
     @once_differentiable
@@ -243,17 +252,27 @@ class LanguageModel(nn.Module):
         return int(layers) + 2 * self.head.weight.numel()
 
 
-def factory(case: SwitchCase, feed_forward: FeedForwardOf) -> Factory:
-    """``seed -> model``, on the CPU. Raises Unavailable where the text is nowhere."""
-    characters = text_of(case).characters
+@dataclass(frozen=True)
+class Factory:
+    """``factory(seed)`` is a model, on the CPU. Raises Unavailable where the text is nowhere."""
 
-    def build(seed: int) -> LanguageModel:
+    case: SwitchCase
+    feed_forward: FeedForwardOf
+    is_baseline: bool = False
+
+    def __post_init__(self) -> None:
+        text_of(self.case)
+
+    def __call__(self, seed: int) -> LanguageModel:
         with seeded(seed):
-            return LanguageModel(case, characters, feed_forward)
+            return LanguageModel(self.case, text_of(self.case).characters, self.feed_forward)
 
-    return build
+
+def dense(case: SwitchCase, times: int = 1) -> Factory:
+    """The model without experts; ``times`` widens the layers that are Switch layers elsewhere."""
+    return Factory(case, lambda: Dense(case.width, times * case.hidden), is_baseline=times == 1)
 
 
 def switch(case: SwitchCase, experts: int, router_dtype: torch.dtype | None = None) -> Factory:
     """The model with Switch layers; a router is computed in float32 unless it is told otherwise."""
-    return factory(case, lambda: Switch(case.width, case.hidden, experts, case.capacity_factor, router_dtype))
+    return Factory(case, lambda: Switch(case.width, case.hidden, experts, case.capacity_factor, router_dtype))

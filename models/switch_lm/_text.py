@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archbench.models import data
+from archbench.models._train_step import AUTOCAST
 from archbench.models.switch_lm import SwitchCase
 from archbench.track import Device, Unavailable
 
@@ -92,6 +93,11 @@ class Evaluation:
             routed.append(found)
         seen = {"test_error": wrong / tokens, "bits_per_byte": nats / math.log(2) / size}
         return seen | _loads(routed, tokens) if routed[0] else seen
+
+
+def evaluation(case: SwitchCase, rows: int, device: Device) -> Evaluation:
+    """Of so many windows of the test text at most, computed as the training is."""
+    return Evaluation(text_of(case), rows, device, AUTOCAST.get(case.precision))
 
 
 def _loads(routed: Sequence[Sequence[Any]], tokens: int) -> dict[str, float]:

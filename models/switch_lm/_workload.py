@@ -6,6 +6,11 @@ Source: archbench.training (what a training track owes the harness)
 from __future__ import annotations
 
 import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,29 +18,18 @@ from torch import Tensor
 
 from archbench.cells import Data
 from archbench.checks import Wrong, to_float64
-from archbench.models._train_step import AUTOCAST
 from archbench.models.switch_lm import SwitchCase
-from archbench.models.switch_lm._model import Factory
-from archbench.models.switch_lm._text import Evaluation, loss, text_of
-from archbench.models.train import Recipe, Step, fit
+from archbench.models.switch_lm._curves import at, over_time, reaches
+from archbench.models.switch_lm._dense_run import dense_run, recipe_of
+from archbench.models.switch_lm._model import Factory, LanguageModel, dense
+from archbench.models.switch_lm._text import evaluation, loss, text_of
+from archbench.models.train import History, Step, fit
 from archbench.track import Device
-from archbench.training import Outcome
+from archbench.training import Curve, Outcome
 
-EVALUATIONS = 20  # in a run, besides the one before the first step
-
-
-def recipe_of(case: SwitchCase) -> Recipe:
-    return Recipe(
-        steps=case.steps,
-        lr=case.lr,
-        optimizer="adamw",
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        warmup_steps=case.steps // 10,
-        clip_norm=1.0,
-        precision=case.precision,  # type: ignore[arg-type]
-        eval_every=max(1, case.steps // EVALUATIONS),
-    )
+PAIRS = 12  # of updates, for the ratio of their times
+PASSES = 3  # a training step is worth so many forward passes: the backward pass is two
+FOUND = ("loss", "load_entropy", "dropped_share", "grad_norm")  # curves over steps, beside the quality
 
 
 class Training:
@@ -53,16 +47,87 @@ class Training:
         return self.step(*batch)
 
     def run(self, seed: int, device: Device) -> Outcome:
-        case, task = self.case, text_of(self.case)
-        model = self.factory(seed)
-        watch = Evaluation(task, case.curve_rows, device, AUTOCAST.get(case.precision))
-        history = fit(model, loss, task.batches(seed), watch, self.recipe, seed=seed, device=device)
-        whole = Evaluation(task, len(task.test), device, AUTOCAST.get(case.precision))(model)
-        return Outcome(history.scalars() | whole, history.curves)
+        model, history = self._trained(seed, device)
+        if history.diverged:
+            raise Wrong(f"the run of seed {seed} diverged after {history.diverged_at} steps")
+        seen = evaluation(self.case, len(text_of(self.case).test), device)(model)
+        baseline = self.factory.is_baseline
+        slowdown = 1.0 if baseline else step_slowdown(self.case, model, device)
+        rival = history if baseline else dense_run(self.case, seed, device)[1]
+        operations = model.operations() / dense(self.case)(seed).operations()
+        metrics = {name: seen[name] for name in ("bits_per_byte", "test_error")}
+        metrics |= {"train_s": history.train_s, "step_s": history.step_s, "step_slowdown": slowdown}
+        metrics |= compared(quality(history), quality(rival), seen["bits_per_byte"], slowdown, operations)
+        reached = reaches(quality(history), self.case.target)
+        if reached is not None:
+            metrics |= {"steps_to_target": reached, "seconds_to_target_s": reached * history.train_s / history.steps}
+        if "load_entropy" in seen:
+            metrics |= {"load_imbalance": 1 - seen["load_entropy"], "dropped_share": seen["dropped_share"]}
+        metrics["parameters_bytes"] = float(sum(p.numel() * p.element_size() for p in model.parameters()))
+        return Outcome(metrics, self._curves(history, model, slowdown))
+
+    def _trained(self, seed: int, device: Device) -> tuple[LanguageModel, History]:
+        if self.factory.is_baseline:
+            return dense_run(self.case, seed, device, anew=True)
+        case, model = self.case, self.factory(seed)
+        watch = evaluation(case, case.curve_rows, device)
+        batches = text_of(case).batches(seed)
+        return model, fit(model, loss, batches, watch, self.recipe, seed=seed, device=device)
+
+    def _curves(self, history: History, model: LanguageModel, slowdown: float) -> dict[str, Curve]:
+        curve = quality(history)
+        cost = float(PASSES * model.operations() * self.case.tokens)
+        curves: dict[str, Curve] = {"bits_per_byte": curve}
+        curves["bits_per_byte_over_flops"] = [(step * cost, bits) for step, bits in curve]
+        curves["bits_per_byte_over_time_of_dense"] = over_time(curve, slowdown)
+        return curves | {name: history.curves[name] for name in FOUND if name in history.curves}
 
     def data(self) -> Data:
         origin = text_of(self.case).origin
         return Data(origin.name, origin.line, origin.fingerprint)
+
+
+def quality(history: History) -> Curve:
+    """Bits per byte over steps, without the untrained model's, beside which all others look alike."""
+    return [(step, bits) for step, bits in history.curves["bits_per_byte"] if step > 0]
+
+
+def compared(own: Curve, rival: Curve, final: float, slowdown: float, operations: float) -> dict[str, float]:
+    """A run beside the dense model's of its seed. ``slowdown`` and ``operations`` are a step's over the dense model's.
+
+    Both curves are of some windows, ``final`` is of the whole test text: to it is added by how much the own curve was
+    above its end when the dense model's time, or operations, were spent. A share is left out where the dense model's
+    quality is never reached.
+    """
+    steps, end = own[-1]
+    found = {
+        "bits_per_byte_equal_time": final + at(own, steps / slowdown) - end,
+        "bits_per_byte_equal_flops": final + at(own, steps / operations) - end,
+    }
+    reached = reaches(own, rival[-1][1])
+    if reached is not None:
+        found |= {"steps_share": reached / steps, "seconds_share": reached / steps * slowdown}
+    return found
+
+
+def step_slowdown(case: SwitchCase, model: LanguageModel, device: Device) -> float:
+    """The time of a trained model's step over the dense model's, the median of pairs in random order."""
+    still = replace(recipe_of(case), lr=1e-12)
+    steps = [Step(each.train(), loss, still, device) for each in (model, dense(case)(0))]
+    batches = text_of(case).batches(0)
+    ratios: list[float] = []
+    for pair in range(PAIRS + 2):
+        batch = [tensor.to(device) for tensor in batches(pair)]
+        seconds = {which: timed(steps[which], batch) for which in random.sample((0, 1), 2)}
+        if pair >= 2:
+            ratios.append(seconds[0] / seconds[1])
+    return median(ratios)
+
+
+def timed(step: Step, batch: Sequence[Tensor]) -> float:
+    began = time.perf_counter()
+    float(step(*batch))  # waits for the device
+    return time.perf_counter() - began
 
 
 def gate(case: SwitchCase, inputs: tuple[Tensor, ...], outputs: Any) -> float:

@@ -6,12 +6,12 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019 for the decod
 from __future__ import annotations
 
 from archbench.models.switch_lm import SwitchCase
-from archbench.models.switch_lm._model import Dense, Factory, factory
+from archbench.models.switch_lm._model import Factory, dense
 from archbench.track import Contender
 
 
 def _build(case: SwitchCase) -> Factory:
-    return factory(case, lambda: Dense(case.width, case.hidden))
+    return dense(case)
 
 
 CONTENDER: Contender[SwitchCase] = Contender(build=_build)

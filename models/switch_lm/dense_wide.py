@@ -8,14 +8,12 @@ Source: Fedus et al. 2021, arXiv:2101.03961, section 3.3 (a larger dense model b
 from __future__ import annotations
 
 from archbench.models.switch_lm import SwitchCase
-from archbench.models.switch_lm._model import Dense, Factory, factory
+from archbench.models.switch_lm._model import Factory, dense
 from archbench.track import Contender
-
-TIMES = 4
 
 
 def _build(case: SwitchCase) -> Factory:
-    return factory(case, lambda: Dense(case.width, TIMES * case.hidden))
+    return dense(case, times=4)
 
 
 CONTENDER: Contender[SwitchCase] = Contender(build=_build)
