@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.profiler import record_function
-from torch.profiler import record_function
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn._routing import Routing, routing
@@ -36,7 +35,6 @@ from archbench.models.train import seeded
 
 INITIAL_SCALE = 0.1  # variance of a matrix times its inputs; the paper's tenth of the usual 1, for stability
 EMBEDDING_STD = 0.02
-ROUTER, DISPATCH = "switch_lm: router", "switch_lm: dispatch"  # marks in a profile: who allocated what
 
 # Ranges that a trace shows. What is allocated in the first two and kept for the backward pass is the memory of routing.
 ROUTER, DISPATCH, EXPERTS, COMBINE = (f"switch: {part}" for part in ("router", "dispatch", "experts", "combine"))
