@@ -69,8 +69,10 @@ def routing(case: MoeCase, logits_BTE: Tensor, uniform_BT: Tensor) -> Routing:
     _checked(case, logits_BTE, uniform_BT)
     if case.router == "expert_choice":
         return _experts_choose(case, logits_BTE)
-    choice = _tokens_choose(case, logits_BTE, uniform_BT)
-    loss = _loss(case, logits_BTE, choice.expert_BTK[..., 0])
+    # Once for choice and loss: what both need is kept for the backward pass once.
+    probability_BTE = None if case.router == "topk" else logits_BTE.softmax(-1)
+    choice = _tokens_choose(case, logits_BTE, probability_BTE, uniform_BT)
+    loss = _loss(case, logits_BTE, probability_BTE, choice.expert_BTK[..., 0])
     if case.capacity >= case.length and choice.wanted_BTK is None:
         return _everyone(case, choice, loss)
     return _within(case, choice, loss)
@@ -102,11 +104,12 @@ def _ends(values: Tensor) -> tuple[float, float]:
     return float(lowest), float(highest)
 
 
-def _tokens_choose(case: MoeCase, logits_BTE: Tensor, uniform_BT: Tensor) -> Choice:
+def _tokens_choose(case: MoeCase, logits_BTE: Tensor, probability_BTE: Tensor | None, uniform_BT: Tensor) -> Choice:
     """By logits: of experts whose probabilities are too small for a float, one is likelier still."""
     best = logits_BTE.topk(case.top_k, dim=-1)
     if case.router == "switch":
-        return Choice(best.indices, logits_BTE.softmax(-1).gather(-1, best.indices), None)
+        assert probability_BTE is not None
+        return Choice(best.indices, probability_BTE.gather(-1, best.indices), None)
     weights = best.values.softmax(-1)  # probabilities scaled to a sum of 1
     if case.router == "topk":
         return Choice(best.indices, weights, None)
@@ -115,13 +118,12 @@ def _tokens_choose(case: MoeCase, logits_BTE: Tensor, uniform_BT: Tensor) -> Cho
     return Choice(best.indices, weights, torch.stack((torch.ones_like(drawn_BT), drawn_BT), dim=-1))
 
 
-def _loss(case: MoeCase, logits_BTE: Tensor, first_BT: Tensor) -> Tensor:
+def _loss(case: MoeCase, logits_BTE: Tensor, probability_BTE: Tensor | None, first_BT: Tensor) -> Tensor:
     """E sum_e f_e P_e, the mean over groups; f the share of first choices, P the mean probability. 1 is balance."""
-    if case.router == "topk":
+    if probability_BTE is None:
         return logits_BTE.new_zeros(())
-    probability_BE = logits_BTE.softmax(-1).mean(1)
     share_BE = F.one_hot(first_BT, case.experts).to(logits_BTE.dtype).mean(1)
-    loss = case.experts * (share_BE * probability_BE).sum(-1).mean()
+    loss = case.experts * (share_BE * probability_BTE.mean(1)).sum(-1).mean()
     return loss + Z_WEIGHT * logits_BTE.logsumexp(-1).square().mean() if case.router == "switch" else loss
 
 
