@@ -38,7 +38,7 @@ def _page(board: Board, track: str, name: str, rows: list[Row], places: list[tup
     return render(
         "contender.html.j2",
         contender_path(track, name),
-        scripts=("numbers.js", "saving.js", "grid.js"),
+        scripts=("numbers.js", "saving.js", "columns.js", "grid.js"),
         track=track,
         name=name,
         note=newest.note,

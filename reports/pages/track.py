@@ -48,7 +48,7 @@ def _page(board: Board, track: str, rows: list[Row], note: TrackNote | None) -> 
     return render(
         "track.html.j2",
         track_path(track),
-        scripts=("numbers.js", "saving.js", "grid.js"),
+        scripts=("numbers.js", "saving.js", "columns.js", "grid.js"),
         track=track,
         note=note,
         boards=boards,
