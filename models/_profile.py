@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,16 @@ def profiled(
 
 def annotation(events: Iterable[Event], name: str) -> Event:
     """The event of a ``record_function``."""
-    return next(event for event in events if event.get("cat") == "user_annotation" and event["name"] == name)
+    return next(_annotations(events, name))
+
+
+def _annotations(events: Iterable[Event], name: str) -> Iterator[Event]:
+    return (event for event in events if event.get("cat") == "user_annotation" and event["name"] == name)
+
+
+def intervals(events: Iterable[Event], name: str) -> list[Interval]:
+    """Of all events of a ``record_function``, in seconds."""
+    return [interval(event) for event in _annotations(events, name)]
 
 
 def interval(event: Event) -> Interval:
