@@ -181,6 +181,8 @@ million parameters active, a batch of a million tokens and 100,000 steps on C4. 
 parameters sees a million characters for a minute: it says what routing costs and which way it leans at this size, and
 nothing of how it grows."""
 
+MEMORY = ("parameters", "gradients", "optimizer", "activations", "routing")
+
 TRACK: Track[SwitchCase] = Track(
     name="switch_lm",
     question="What do layers of experts gain over dense ones: per step, per second and per byte of memory?",
@@ -197,6 +199,10 @@ TRACK: Track[SwitchCase] = Track(
     timing=Timing(budget_s=6.0, deadline_s=86_400.0),
     protocol="training",
     quality="bits_per_byte",
+    stacks={
+        "Memory of a step, measured": tuple(f"{part}_bytes" for part in MEMORY),
+        "Memory of a step, by formula": tuple(f"{part}_formula_bytes" for part in MEMORY),
+    },
     on_request="half an hour for the first case",
     preload=("torch",),
     notes=NOTES,

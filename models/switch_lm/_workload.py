@@ -21,6 +21,7 @@ from archbench.checks import Wrong, to_float64
 from archbench.models.switch_lm import SwitchCase
 from archbench.models.switch_lm._curves import at, over_time, reaches
 from archbench.models.switch_lm._dense_run import dense_run, recipe_of
+from archbench.models.switch_lm._memory import profile
 from archbench.models.switch_lm._model import Factory, LanguageModel, dense
 from archbench.models.switch_lm._text import evaluation, loss, text_of
 from archbench.models.train import History, Step, fit
@@ -63,7 +64,7 @@ class Training:
             metrics |= {"steps_to_target": reached, "seconds_to_target_s": reached * history.train_s / history.steps}
         if "load_entropy" in seen:
             metrics |= {"load_imbalance": 1 - seen["load_entropy"], "dropped_share": seen["dropped_share"]}
-        metrics["parameters_bytes"] = float(sum(p.numel() * p.element_size() for p in model.parameters()))
+        metrics |= profile(self.case, model, device)
         return Outcome(metrics, self._curves(history, model, slowdown))
 
     def _trained(self, seed: int, device: Device) -> tuple[LanguageModel, History]:
