@@ -1,4 +1,4 @@
-"""Experts applied to rows that are sorted by expert, with hand-derived gradients: nothing is padded, nothing is dropped.
+"""Experts applied to rows that are sorted by expert, with hand-derived gradients: no padding, nobody dropped.
 
 ``grouped_ffn`` takes the rows of each expert out of x, multiplies them with its matrices, and adds what the experts say
 to each token, weighted, in one pass: a token's assignments are a bag of rows, and their weighted sum is what an
@@ -11,7 +11,9 @@ rows that belong to one expert and e = w dy:
 For a backward h and o are kept, (A, F) and (A, D); q is computed again, which costs a pass over h and saves (A, H).
 
 On a GPU with ``torch._grouped_mm`` all experts are one product, and how many tokens each has is never looked at by the
-host. On a CPU a loop over the experts is faster: what one expert needs stays in the caches.
+host. On a CPU a loop over the experts is faster: what one expert needs stays in the caches. There an expert's rows are
+filled up to a multiple of eight, because oneDNN translates a kernel for every number of rows it has not met: the rows
+that follow are multiplied too and cut off, and their gradient is zero.
 
 Letters: N tokens, D width, H hidden units, F = 2 H for gated layers, else H, E experts, A assignments, M of one expert.
 
@@ -26,10 +28,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import _grouped_mm
 from archbench.kernels.moe_ffn._products import Activation, activated, hidden_of, product, slope
 from archbench.kernels.moe_ffn._routing import Routing
+
+
+STEP = 8  # rows; a size that is new costs half a product, and eight rows of 64 an eighth
+
+
+class Rows(NamedTuple):
+    """What an expert gets: its rows of the list, and its tokens, some more at the end to fill up."""
+
+    expert: int
+    start: int
+    stop: int
+    token_M: Tensor
+
+    @property
+    def own(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def filled(self, values_AD: Tensor) -> Tensor:
+        """Its rows, with zeros where tokens are others'."""
+        return F.pad(values_AD[self.own], (0, 0, 0, len(self.token_M) - (self.stop - self.start)))
+
+    def cut(self, values_MD: Tensor) -> Tensor:
+        return values_MD[: self.stop - self.start]
 
 
 class Plan(NamedTuple):
@@ -42,13 +68,13 @@ class Plan(NamedTuple):
     counts: list[int] | None  # of the experts; None where one product does them all
     ends_E: Tensor | None  # int32: where an expert's rows end; None where experts are asked one by one
 
-    def experts(self) -> Iterator[tuple[int, slice]]:
-        """Experts that are asked, and their rows."""
-        start = 0
+    def experts(self) -> Iterator[Rows]:
+        """Experts that are asked."""
+        token_A, stop = F.pad(self.token_A, (0, STEP - 1)), 0
         for number, count in enumerate(self.counts or ()):
+            start, stop = stop, stop + count
             if count:
-                yield number, slice(start, start + count)
-            start += count
+                yield Rows(number, start, stop, token_A[start : start + -(-count // STEP) * STEP])
 
     def summed(self, said_AD: Tensor, weight_A: Tensor | None = None) -> Tensor:
         """(N, D): for each token the sum of its rows, weighted."""
@@ -102,10 +128,9 @@ def _answers(plan: Plan, x_ND: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor) -> T
     if plan.ends_E is not None:
         return _grouped_mm.forward(plan.activation, x_ND[plan.token_A], w_in_EFD, w_out_EHD, plan.ends_E)[1]
     said = [x_ND[:0]]
-    for number, rows in plan.experts():
-        x_MD = x_ND.index_select(0, plan.token_A[rows])
-        hidden_MH = hidden_of(plan.activation, x_MD, w_in_EFD[number])
-        said.append(product(hidden_MH, w_out_EHD[number].T))
+    for rows in plan.experts():
+        hidden_MH = hidden_of(plan.activation, x_ND.index_select(0, rows.token_M), w_in_EFD[rows.expert])
+        said.append(rows.cut(product(hidden_MH, w_out_EHD[rows.expert].T)))
     return torch.cat(said)
 
 
@@ -120,9 +145,10 @@ class _GroupedFfn(torch.autograd.Function):
             kept = [h_AF]
         else:
             kept, said = [], [x_ND[:0]]
-            for number, rows in plan.experts():
-                kept.append(product(x_ND.index_select(0, plan.token_A[rows]), w_in_EFD[number]))
-                said.append(product(activated(plan.activation, kept[-1])[0], w_out_EHD[number].T))
+            for rows in plan.experts():
+                kept.append(product(x_ND.index_select(0, rows.token_M), w_in_EFD[rows.expert]))
+                hidden_MH, _ = activated(plan.activation, kept[-1])
+                said.append(rows.cut(product(hidden_MH, w_out_EHD[rows.expert].T)))
             said_AD = torch.cat(said)
         ctx.save_for_backward(x_ND, weight_A, w_in_EFD, w_out_EHD, said_AD, *kept)
         return plan.summed(said_AD, weight_A)
@@ -145,10 +171,11 @@ class _GroupedFfn(torch.autograd.Function):
             if not count:
                 dw_in_EFD[number], dw_out_EHD[number] = 0, 0
         dx = [x_ND[:0]]
-        for h_MF, (number, rows) in zip(kept, plan.experts(), strict=True):
+        for h_MF, rows in zip(kept, plan.experts(), strict=True):
             hidden_MH, open_MH = activated(plan.activation, h_MF)
-            torch.mm(hidden_MH.T, dy_AD[rows], out=dw_out_EHD[number])
-            dh_MF = slope(plan.activation, h_MF, open_MH, product(dy_AD[rows], w_out_EHD[number]))
-            torch.mm(dh_MF.T, x_ND.index_select(0, plan.token_A[rows]), out=dw_in_EFD[number])
-            dx.append(product(dh_MF, w_in_EFD[number].T))
+            dsaid_MD = rows.filled(dy_AD)
+            torch.mm(hidden_MH.T, dsaid_MD, out=dw_out_EHD[rows.expert])
+            dh_MF = slope(plan.activation, h_MF, open_MH, product(dsaid_MD, w_out_EHD[rows.expert]))
+            torch.mm(dh_MF.T, x_ND.index_select(0, rows.token_M), out=dw_in_EFD[rows.expert])
+            dx.append(rows.cut(product(dh_MF, w_in_EFD[rows.expert].T)))
         return None, plan.summed(torch.cat(dx)), dweight_A, dw_in_EFD, dw_out_EHD
