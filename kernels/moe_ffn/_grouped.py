@@ -34,7 +34,6 @@ from archbench.kernels.moe_ffn import _grouped_mm
 from archbench.kernels.moe_ffn._products import Activation, activated, hidden_of, product, slope
 from archbench.kernels.moe_ffn._routing import Routing
 
-
 STEP = 8  # rows; a size that is new costs half a product, and eight rows of 64 an eighth
 
 
