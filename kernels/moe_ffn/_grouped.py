@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import _grouped_mm
 from archbench.kernels.moe_ffn._products import Activation, activated, hidden_of, product, slope
-from archbench.kernels.moe_ffn._routing import Routing
+from archbench.kernels.moe_ffn._routing import Routing, counted
 
 STEP = 8  # rows; a size that is new costs half a product, and eight rows of 64 an eighth
 
@@ -109,7 +109,7 @@ def _plan(activation: Activation, x_ND: Tensor, routing: Routing, w_in_EFD: Tens
         first_N = torch.arange(0, len(index_A), slots_NK.shape[1], device=index_A.device)
     else:
         index_A = token_A.argsort(stable=True)
-        counts_N = token_A.new_zeros(len(x_ND)).scatter_add_(0, token_A, torch.ones_like(token_A))
+        counts_N = counted(token_A, len(x_ND))
         first_N = counts_N.cumsum(0) - counts_N
     together = _grouped_mm.fits(x_ND, w_in_EFD, w_out_EHD)
     return Plan(

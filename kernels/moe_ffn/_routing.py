@@ -40,7 +40,8 @@ class Routing(NamedTuple):
 
     @property
     def expert_A(self) -> Tensor:
-        return torch.repeat_interleave(torch.arange(len(self.counts_E), device=self.token_A.device), self.counts_E)
+        experts_E = torch.arange(len(self.counts_E), device=self.token_A.device)
+        return torch.repeat_interleave(experts_E, self.counts_E, output_size=len(self.token_A))
 
 
 class Choice(NamedTuple):
@@ -136,11 +137,16 @@ def _everyone(case: MoeCase, choice: Choice, loss: Tensor) -> Routing:
     return Routing(
         token_A=order_A // case.top_k,
         weight_A=choice.weight_BTK.flatten()[order_A],
-        counts_E=torch.bincount(expert_A, minlength=case.experts),
+        counts_E=counted(expert_A, case.experts),
         loss=loss,
         dropped=expert_A.new_zeros(()),
         slots_NK=slots.view(case.tokens, case.top_k),
     )
+
+
+def counted(number_A: Tensor, bins: int) -> Tensor:
+    """(bins,) int64: how often each number occurs. As ``bincount``, which makes the host of a GPU wait."""
+    return number_A.new_zeros(bins).scatter_add_(0, number_A, torch.ones_like(number_A))
 
 
 def _within(case: MoeCase, choice: Choice, loss: Tensor) -> Routing:
@@ -159,7 +165,7 @@ def _within(case: MoeCase, choice: Choice, loss: Tensor) -> Routing:
     return Routing(
         token_A=at_A // case.top_k,
         weight_A=weight_BTK.flatten()[at_A],
-        counts_E=torch.bincount(expert_BTK.flatten()[at_A], minlength=case.experts),
+        counts_E=counted(expert_BTK.flatten()[at_A], case.experts),
         loss=loss,
         dropped=asked - kept_BTK.sum(),
     )
@@ -177,5 +183,5 @@ def _experts_choose(case: MoeCase, logits_BTE: Tensor) -> Routing:
         weight_A=best.values.exp().transpose(0, 1).flatten(1).gather(1, order_EM).flatten(),
         counts_E=torch.full((case.experts,), token_EM.shape[1], device=token_A.device),
         loss=logits_BTE.new_zeros(()),
-        dropped=(torch.bincount(token_A, minlength=case.tokens) == 0).sum(),
+        dropped=(counted(token_A, case.tokens) == 0).sum(),
     )

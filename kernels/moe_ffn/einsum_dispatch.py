@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn._layers import answer
-from archbench.kernels.moe_ffn._routing import Routing, route
+from archbench.kernels.moe_ffn._routing import Routing, counted, route
 from archbench.track import Contender
 
 
@@ -33,8 +33,7 @@ def places(case: MoeCase, routing: Routing) -> tuple[Tensor, Tensor, Tensor, Ten
     expert_A = routing.expert_A
     group_A = routing.token_A // case.length
     set_A = expert_A * case.groups + group_A
-    size = torch.zeros(case.experts * case.groups, dtype=torch.int64, device=set_A.device)
-    size = size.scatter_add(0, set_A, torch.ones_like(set_A))
+    size = counted(set_A, case.experts * case.groups)
     place_A = torch.arange(len(set_A), device=set_A.device) - (size.cumsum(0) - size)[set_A]
     return group_A, routing.token_A % case.length, expert_A, place_A
 
