@@ -92,7 +92,10 @@ def names(case: MoeCase) -> tuple[str, ...]:
 
 
 def workload(case: MoeCase, call: Call) -> Call:
-    """``call`` without gradients, or followed by those of x and all weights for dy and a loss that counts once.
+    """``call`` without gradients, or followed by those of x and all weights for dy and a loss that counts N sqrt(D).
+
+    A mean over N tokens moves a token by 1 / N of what dy does, and would be lost in the rounding of that. With this
+    factor both move the router alike, and a gradient that is forgotten is seen at any size.
 
     A call with a method ``learned`` says itself which parts of the first four inputs it uses, and is then asked through
     ``apply`` with those alone: a slice of the weights inside the call would get the gradient of a whole.
@@ -111,7 +114,7 @@ def workload(case: MoeCase, call: Call) -> Call:
             y, loss, *counts = said if isinstance(said, tuple) else (said, None)
             asked = [(y, dy_BTD)]
             if loss is not None and loss.requires_grad:
-                asked.append((loss, torch.ones_like(loss)))
+                asked.append((loss, torch.full_like(loss, case.tokens * case.dim**0.5)))
             outputs, directions = zip(*asked, strict=True)
             gradients = torch.autograd.grad(outputs, leaves, directions, allow_unused=True)
         kept = [torch.zeros_like(leaf) if got is None else got for leaf, got in zip(leaves, gradients, strict=True)]
