@@ -79,7 +79,7 @@ class Attention(nn.Module):
     finding out which character comes before.
     """
 
-    bias_HTT: Tensor
+    bias_1HTT: Tensor
 
     def __init__(self, length: int, width: int, heads: int) -> None:
         super().__init__()
@@ -87,13 +87,13 @@ class Attention(nn.Module):
         slope_H11 = 2.0 ** (-8 / heads * torch.arange(1, heads + 1)).view(-1, 1, 1)
         ahead_TT = torch.arange(length) - torch.arange(length).unsqueeze(1)
         bias_HTT = (slope_H11 * ahead_TT).masked_fill(ahead_TT > 0, -math.inf)
-        self.register_buffer("bias_HTT", bias_HTT, persistent=False)
+        self.register_buffer("bias_1HTT", bias_HTT.unsqueeze(0), persistent=False)  # fused attention takes four axes
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, -1))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias_HTT)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias_1HTT)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
