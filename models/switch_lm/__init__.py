@@ -25,17 +25,17 @@ class SwitchCase:
     """Text, model and recipe of one training."""
 
     data: str = "text"  # a text of archbench.models.data
-    length: int = 128  # characters of a window
+    length: int = 64  # characters of a window
     width: int = 64
     layers: int = 4  # the second, fourth, ... is a Switch layer
     heads: int = 4
-    batch: int = 32  # windows of a step
+    batch: int = 64  # windows of a step
     steps: int = 1000
     lr: float = 4e-3  # at its peak
     capacity_factor: float = 1.25  # an expert takes so many times a token's share of a batch, rounded up
     precision: str = "fp32"  # bf16: products in bfloat16 (autocast), weights and routers in float32
     target: float = 2.4  # bits per byte at which the time to target is taken
-    curve_rows: int = 256  # windows of the test text that are looked at during training; all of them at the end
+    curve_rows: int = 512  # windows of the test text that are looked at during training; all of them at the end
     seeds: int = 3
     threads: int | None = None
 
