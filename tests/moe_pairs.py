@@ -86,7 +86,11 @@ def by_mm(a_MK: Tensor, b_NK: Tensor, out_MN: Tensor) -> None:
 
 
 def by_product(a_MK: Tensor, b_NK: Tensor, out_MN: Tensor) -> None:
-    product(a_MK, b_NK)  # it has no way to write into a tensor that is there
+    """As sorted_grouped does: gradients of weights by torch.mm, all else in a way that has no place for an answer."""
+    if a_MK.is_contiguous():
+        product(a_MK, b_NK)
+    else:
+        by_mm(a_MK, b_NK, out_MN)
 
 
 def main() -> None:

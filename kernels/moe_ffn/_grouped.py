@@ -31,30 +31,27 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import _grouped_mm
-from archbench.kernels.moe_ffn._products import Activation, activated, hidden_of, product, slope
+from archbench.kernels.moe_ffn._products import Activation, activated, by_onednn, hidden_of, product, slope
 from archbench.kernels.moe_ffn._routing import Routing, counted
 
-STEP = 8  # rows; a size that is new costs half a product, and eight rows of 64 an eighth
+STEP = 8  # rows, where oneDNN multiplies: a size that is new to it costs half a product of 512 rows
 
 
 class Rows(NamedTuple):
-    """What an expert gets: its rows of the list, and its tokens, some more at the end to fill up."""
+    """An expert's rows of the list, and where they end when they are filled up."""
 
     expert: int
     start: int
     stop: int
-    token_M: Tensor
-
-    @property
-    def own(self) -> slice:
-        return slice(self.start, self.stop)
-
-    def filled(self, values_AD: Tensor) -> Tensor:
-        """Its rows, with zeros where tokens are others'."""
-        return F.pad(values_AD[self.own], (0, 0, 0, len(self.token_M) - (self.stop - self.start)))
+    filled: int
 
     def cut(self, values_MD: Tensor) -> Tensor:
+        """Its rows alone."""
         return values_MD[: self.stop - self.start]
+
+    def with_zeros(self, values_AD: Tensor) -> Tensor:
+        """Its rows of the list, filled up with zeros."""
+        return F.pad(values_AD[self.start : self.stop], (0, 0, 0, self.filled - self.stop))
 
 
 class Plan(NamedTuple):
@@ -66,14 +63,19 @@ class Plan(NamedTuple):
     first_N: Tensor  # where a token's assignments begin in that order
     counts: list[int] | None  # of the experts; None where one product does them all
     ends_E: Tensor | None  # int32: where an expert's rows end; None where experts are asked one by one
+    step: int  # rows of an expert are filled up to a multiple of it
 
     def experts(self) -> Iterator[Rows]:
         """Experts that are asked."""
-        token_A, stop = F.pad(self.token_A, (0, STEP - 1)), 0
+        stop = 0
         for number, count in enumerate(self.counts or ()):
             start, stop = stop, stop + count
             if count:
-                yield Rows(number, start, stop, token_A[start : start + -(-count // STEP) * STEP])
+                yield Rows(number, start, stop, start + -(-count // self.step) * self.step)
+
+    def gathered(self, x_ND: Tensor) -> Tensor:
+        """(A, D): the tokens in the order of the list, and rows behind it to fill up the last ones."""
+        return x_ND.index_select(0, F.pad(self.token_A, (0, self.step - 1)))
 
     def summed(self, said_AD: Tensor, weight_A: Tensor | None = None) -> Tensor:
         """(N, D): for each token the sum of its rows, weighted."""
@@ -119,16 +121,18 @@ def _plan(activation: Activation, x_ND: Tensor, routing: Routing, w_in_EFD: Tens
         first_N,
         counts=None if together else routing.counts_E.tolist(),
         ends_E=routing.counts_E.cumsum(0).to(torch.int32) if together else None,
+        step=STEP if by_onednn(x_ND) else 1,
     )
 
 
 def _answers(plan: Plan, x_ND: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor) -> Tensor:
     """(A, D): what the experts say, with nothing kept."""
+    x_AD = plan.gathered(x_ND)
     if plan.ends_E is not None:
-        return _grouped_mm.forward(plan.activation, x_ND[plan.token_A], w_in_EFD, w_out_EHD, plan.ends_E)[1]
+        return _grouped_mm.forward(plan.activation, x_AD, w_in_EFD, w_out_EHD, plan.ends_E)[1]
     said = [x_ND[:0]]
     for rows in plan.experts():
-        hidden_MH = hidden_of(plan.activation, x_ND.index_select(0, rows.token_M), w_in_EFD[rows.expert])
+        hidden_MH = hidden_of(plan.activation, x_AD[rows.start : rows.filled], w_in_EFD[rows.expert])
         said.append(rows.cut(product(hidden_MH, w_out_EHD[rows.expert].T)))
     return torch.cat(said)
 
@@ -138,14 +142,14 @@ class _GroupedFfn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, x_ND: Tensor, weight_A: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor) -> Tensor:
-        ctx.plan = plan
+        ctx.plan, x_AD = plan, plan.gathered(x_ND)
         if plan.ends_E is not None:
-            h_AF, said_AD = _grouped_mm.forward(plan.activation, x_ND[plan.token_A], w_in_EFD, w_out_EHD, plan.ends_E)
+            h_AF, said_AD = _grouped_mm.forward(plan.activation, x_AD, w_in_EFD, w_out_EHD, plan.ends_E)
             kept = [h_AF]
         else:
             kept, said = [], [x_ND[:0]]
             for rows in plan.experts():
-                kept.append(product(x_ND.index_select(0, rows.token_M), w_in_EFD[rows.expert]))
+                kept.append(product(x_AD[rows.start : rows.filled], w_in_EFD[rows.expert]))
                 hidden_MH, _ = activated(plan.activation, kept[-1])
                 said.append(rows.cut(product(hidden_MH, w_out_EHD[rows.expert].T)))
             said_AD = torch.cat(said)
@@ -160,9 +164,10 @@ class _GroupedFfn(torch.autograd.Function):
         dy_AD = dy_ND.index_select(0, plan.token_A)
         dweight_A = (dy_AD * said_AD).sum(-1, dtype=weight_A.dtype)
         dy_AD *= weight_A.unsqueeze(-1)
+        x_AD = plan.gathered(x_ND)
         if plan.ends_E is not None:
             dx_AD, dw_in_EFD, dw_out_EHD = _grouped_mm.backward(
-                plan.activation, dy_AD, x_ND[plan.token_A], kept[0], w_in_EFD, w_out_EHD, plan.ends_E
+                plan.activation, dy_AD, x_AD, kept[0], w_in_EFD, w_out_EHD, plan.ends_E
             )
             return None, plan.summed(dx_AD), dweight_A, dw_in_EFD, dw_out_EHD
         dw_in_EFD, dw_out_EHD = torch.empty_like(w_in_EFD), torch.empty_like(w_out_EHD)
@@ -172,9 +177,9 @@ class _GroupedFfn(torch.autograd.Function):
         dx = [x_ND[:0]]
         for h_MF, rows in zip(kept, plan.experts(), strict=True):
             hidden_MH, open_MH = activated(plan.activation, h_MF)
-            dsaid_MD = rows.filled(dy_AD)
+            dsaid_MD = rows.with_zeros(dy_AD)
             torch.mm(hidden_MH.T, dsaid_MD, out=dw_out_EHD[rows.expert])
             dh_MF = slope(plan.activation, h_MF, open_MH, product(dsaid_MD, w_out_EHD[rows.expert]))
-            torch.mm(dh_MF.T, x_ND.index_select(0, rows.token_M), out=dw_in_EFD[rows.expert])
+            torch.mm(dh_MF.T, x_AD[rows.start : rows.filled], out=dw_in_EFD[rows.expert])
             dx.append(rows.cut(product(dh_MF, w_in_EFD[rows.expert].T)))
         return None, plan.summed(torch.cat(dx)), dweight_A, dw_in_EFD, dw_out_EHD

@@ -1,11 +1,14 @@
 """All experts as one product through ``torch._grouped_mm``, whose groups are rows between two ends.
 
 The ends are a tensor, so a GPU needs no word from the host about who got how many tokens. Its kernel for bfloat16
-wants rows that begin at multiples of 16 bytes; other dtypes are a loop there that reads the ends on the host.
+wants rows that begin at multiples of 16 bytes; other dtypes are a loop there that reads the ends on the host. Gradients
+of the matrices sum over the rows of a group. With the left factor in columns and the right one in rows, as here, a
+group may begin anywhere and be empty; in another layout its length would have to be a multiple of eight.
 
 Letters: D width, H hidden units, F = 2 H for gated layers, else H, E experts, A assignments.
 
-Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.grouped_mm.html
+Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.grouped_mm.html; what a group's length has to
+be: aten/src/ATen/native/cuda/GroupMMCommon.cuh of PyTorch
 """
 
 from __future__ import annotations

@@ -19,12 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Activation = Literal["swiglu", "relu"]
-ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+_THEN = {"none": lambda said: said, "relu": torch.relu, "swish": F.silu}
 
 
 def by_onednn(tensor: Tensor) -> bool:
-    """Whether oneDNN multiplies tensors like this one."""
-    return tensor.device.type == "cpu" and tensor.dtype in ONEDNN_DTYPES and torch.backends.mkldnn.is_available()
+    """Whether oneDNN multiplies tensors like this one here."""
+    if tensor.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if tensor.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return tensor.dtype is torch.float32
 
 
 def product(a_MK: Tensor, b_NK: Tensor, then: str = "none") -> Tensor:
@@ -67,6 +72,3 @@ def slope(activation: Activation, h_MF: Tensor, open_MH: Tensor, dhidden_MH: Ten
     torch.mul(dhidden_MH, open_MH, out=dup_MH)
     torch.ops.aten.silu_backward.grad_input(dhidden_MH.mul_(up_MH), gate_MH, grad_input=dgate_MH)
     return dh_MF
-
-
-_THEN = {"none": lambda said: said, "relu": torch.relu_, "swish": F.silu}

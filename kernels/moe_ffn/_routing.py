@@ -132,15 +132,14 @@ def _everyone(case: MoeCase, choice: Choice, loss: Tensor) -> Routing:
     """All assignments are kept."""
     expert_A = choice.expert_BTK.flatten()
     order_A = expert_A.argsort(stable=True)
-    slots = torch.empty_like(order_A)
-    slots[order_A] = torch.arange(len(order_A), device=order_A.device)
+    slots_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
     return Routing(
         token_A=order_A // case.top_k,
         weight_A=choice.weight_BTK.flatten()[order_A],
         counts_E=counted(expert_A, case.experts),
         loss=loss,
         dropped=expert_A.new_zeros(()),
-        slots_NK=slots.view(case.tokens, case.top_k),
+        slots_NK=slots_A.view(case.tokens, case.top_k),
     )
 
 
