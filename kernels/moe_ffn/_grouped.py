@@ -121,7 +121,7 @@ def _plan(activation: Activation, x_ND: Tensor, routing: Routing, w_in_EFD: Tens
         first_N,
         counts=None if together else routing.counts_E.tolist(),
         ends_E=routing.counts_E.cumsum(0).to(torch.int32) if together else None,
-        step=STEP if by_onednn(x_ND) else 1,
+        step=1 if together or not by_onednn(x_ND) else STEP,
     )
 
 
