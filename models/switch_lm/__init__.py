@@ -30,7 +30,7 @@ class SwitchCase:
     layers: int = 4  # the second, fourth, ... is a Switch layer
     heads: int = 4
     batch: int = 64  # windows of a step
-    steps: int = 1000
+    steps: int = 800
     lr: float = 4e-3  # at its peak
     capacity_factor: float = 1.25  # an expert takes so many times a token's share of a batch, rounded up
     precision: str = "fp32"  # bf16: products in bfloat16 (autocast), weights and routers in float32
@@ -178,10 +178,10 @@ are means over the Switch layers.
 
 **Beside the paper.** It reports seven times fewer steps to the quality of T5-Base, with 64 experts and more, 220
 million parameters active, a batch of a million tokens and 100,000 steps on C4. Here 0.2 million parameters are active
-and 1.2 million there at most, and they read four million characters, four times their text: that says what routing
+and 1.2 million there at most, and they read three million characters, three times their text: that says what routing
 costs and which way it leans at this size, and nothing of how it grows."""
 
-MEMORY = ("parameters", "gradients", "optimizer", "activations", "routing")
+MEMORY = ("parameters", "gradients", "optimizer", "buffers", "activations", "routing")
 
 TRACK: Track[SwitchCase] = Track(
     name="switch_lm",
