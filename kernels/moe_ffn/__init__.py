@@ -265,4 +265,5 @@ TRACK: Track[MoeCase] = Track(
     skip=_skip,
     preload=("torch", "triton"),
     notes=NOTES,
+    derivation="moe",
 )

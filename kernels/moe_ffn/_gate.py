@@ -3,8 +3,8 @@
 Every part of an output is held to a bound of its own: a token's y and dx, an expert's gradients. What rounding does to
 a part is in proportion to its root mean square, since its elements are sums of many terms of both signs. So an expert
 with few tokens is judged by its own small gradients, and a token that is dropped has to be zero. An expert's gradients
-are products of hidden units and tokens, some of which are far larger than the rest: to the root mean square of the whole
-comes that of the row times that of the column, over that of the whole, which is what the terms of an element come to.
+are products of hidden units and tokens, some of which are far larger than the rest: beside the root mean square of the
+whole stands that of the row times that of the column, over that of the whole, which is what an element's terms come to.
 
 Letters: B groups, T tokens of a group, D width, H hidden units, F = 2 H, E experts.
 
