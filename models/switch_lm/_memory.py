@@ -1,8 +1,8 @@
 """The memory of one training step by part: measured, and beside it what ``_memory_formula`` predicts from the case.
 
 A trained model makes one more step under torch's profiler, with a learning rate of zero, so that its weights and its
-routing stay as they are. Parameters and optimizer state are counted by their storages, gradients right before the
-optimizer uses them. What the forward pass allocated and what still lives when the backward pass begins are the
+routing stay as they are. Parameters, buffers and optimizer state are counted by their storages, gradients right before
+the optimizer uses them. What the forward pass allocated and what still lives when the backward pass begins are the
 *activations*, weights' copies in a smaller type included; what of it was allocated by routers and by the dispatch of
 tokens is *routing*. The highest moment of the step follows from the same list of allocations.
 
@@ -43,6 +43,7 @@ class Parts(NamedTuple):
     parameters: int
     gradients: int
     optimizer: int
+    buffers: int
     activations: int
     routing: int
     step_peak: int
@@ -115,14 +116,15 @@ def _parts(
     ranges = intervals(events, ROUTER) + intervals(events, DISPATCH)
     living = [taken[index] for index in alive(taken, begins)]
     routing = sum(each.size for each in living if any(start <= each.at_s <= stop for start, stop in ranges))
-    parameters, state = held_bytes(model.parameters()), held_bytes(state_of(optimizer))
+    parameters, buffers, state = map(held_bytes, (model.parameters(), model.buffers(), state_of(optimizer)))
     return Parts(
         parameters=parameters,
         gradients=gradients,
         optimizer=state,
+        buffers=buffers,
         activations=sum(each.size for each in living) - routing,
         routing=routing,
-        step_peak=parameters + state + _highest(taken, begins, gradients),
+        step_peak=parameters + buffers + state + _highest(taken, begins, gradients),
         kept=tuple(kept),
     )
 

@@ -3,8 +3,9 @@
 Parameters, their gradients and AdamW's two moments follow from the shapes alone. *Activations* are what the backward
 pass needs again, each tensor once: LayerNorm its input with mean and deviation, a product its input, attention the
 queries, keys and values, its answer and the logarithm of each row's sum, ReLU its answer, cross-entropy all
-log-probabilities. In bf16 products keep copies in bfloat16, of their inputs and of their weights; LayerNorm and the
-residual stream stay in float32.
+log-probabilities. In bf16 products keep copies in bfloat16, of their inputs and of their weights, and attention one of
+its bias; LayerNorm and the residual stream stay in float32. *Buffers* are what a model holds beside its parameters:
+each block's bias of attention.
 
 *Routing* is what a Switch layer keeps and a dense layer does not: logits and probabilities of all experts, who was
 chosen and where each assignment stands, and two more rows of each token, sorted by expert: what its expert was given
@@ -47,6 +48,7 @@ class Formula:
             "parameters": FLOAT * numbers,
             "gradients": FLOAT * numbers,
             "optimizer": FLOAT * (MOMENTS * numbers + tensors),  # and each tensor's count of steps
+            "buffers": FLOAT * self.case.layers * self._bias,
             "activations": self.activations(kept),
             "routing": sum(self.routing(assignments) for assignments in kept),
         }
@@ -79,10 +81,10 @@ class Formula:
                 total += (tokens * FLOAT * width if self.router == FLOAT else 0) + product * next(rows) * self.hidden
             else:
                 total += tokens * product * (width + self._hidden(layer))
-        copied = (
-            sum(4 * width**2 + self._matrices(layer) for layer in range(self.case.layers)) + width * self.characters
-        )
-        return total + (product * copied if product < FLOAT else 0)
+        if product < FLOAT:
+            blocks = sum(4 * width**2 + self._matrices(layer) + self._bias for layer in range(self.case.layers))
+            total += product * (blocks + width * self.characters)
+        return total
 
     def routing(self, assignments: int) -> int:
         """Bytes of one Switch layer that a dense layer does not keep."""
@@ -117,6 +119,11 @@ class Formula:
     @property
     def _product(self) -> int:
         return PRODUCT[self.case.precision]
+
+    @property
+    def _bias(self) -> int:
+        """Numbers of a block's bias of attention."""
+        return self.case.heads * self.case.length**2
 
     def _routed(self, layer: int) -> bool:
         return self.experts > 0 and self.case.is_switched(layer)
