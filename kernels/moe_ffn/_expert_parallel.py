@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, distributed
 
 from archbench.kernels.moe_ffn import MoeCase
-from archbench.kernels.moe_ffn._layers import expert
-from archbench.kernels.moe_ffn._routing import Routing, route
+from archbench.kernels.moe_ffn._grouped import grouped_ffn
+from archbench.kernels.moe_ffn._routing import Routing, route, shaped
 
 
 class Exchange(torch.autograd.Function):
@@ -69,14 +69,15 @@ def expert_parallel(
 
     ``case`` is the whole layer; a rank may have any number of its groups, none as well. All ranks of ``group`` have to
     call. Each goes backward from its own y and share of the loss: gradients of x and of its experts are then whole,
-    those of the router want to be added up over the ranks. Raises ValueError where the experts cannot be spread.
+    those of the router want to be added up over the ranks. Raises ValueError where the experts
+    cannot be spread over the ranks, and naming an input of another shape.
     """
     ranks = distributed.get_world_size(group)
     if case.experts % ranks:
         raise ValueError(f"experts is {case.experts}: {ranks} ranks need a multiple of {ranks}")
     here = case.experts // ranks
-    if len(w_in_LFD) != here or len(w_out_LHD) != here:
-        raise ValueError(f"w_in and w_out hold {len(w_in_LFD)} and {len(w_out_LHD)} experts, a rank has {here}")
+    shaped("w_in", w_in_LFD, (here, 2 * case.hidden, case.dim))
+    shaped("w_out", w_out_LHD, (here, case.hidden, case.dim))
     x_ND = x_BTD.flatten(0, 1)
     routing = _routing_here(case, x_BTD, router_ED, uniform_BT)
     counts_WL = routing.counts_E.view(ranks, here)  # of this rank's tokens, by where the expert lives
@@ -106,9 +107,16 @@ def _routing_here(case: MoeCase, x_BTD: Tensor, router_ED: Tensor, uniform_BT: T
 
 
 def _answers(rows_MD: Tensor, asked_WL: Tensor, w_in_LFD: Tensor, w_out_LHD: Tensor) -> Tensor:
-    """What the experts here say to rows that are sorted by rank and then by expert, in their order."""
+    """(M, D): what the experts here say to rows that are sorted by rank and then by expert, in their order."""
     number_M = torch.arange(asked_WL.numel(), device=rows_MD.device).remainder(asked_WL.shape[1])
     order_M = number_M.repeat_interleave(asked_WL.flatten()).argsort(stable=True)
-    pieces = rows_MD[order_M].split(asked_WL.sum(0).tolist())
-    said = [expert(*of_one) for of_one in zip(pieces, w_in_LFD.unbind(), w_out_LHD.unbind(), strict=True)]
-    return torch.cat(said)[order_M.argsort()]
+    none = order_M.new_zeros(())
+    by_expert = Routing(
+        token_A=order_M,
+        weight_A=torch.ones_like(order_M, dtype=rows_MD.dtype),
+        counts_E=asked_WL.sum(0),
+        loss=none,
+        dropped=none,
+        slots_NK=order_M.argsort().unsqueeze(-1),
+    )
+    return grouped_ffn(rows_MD, by_expert, w_in_LFD, w_out_LHD)

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import MoeCase
+from archbench.kernels.moe_ffn._peers import refuse
 from archbench.quiet import quiet_import
 from archbench.track import Call, Contender, Unavailable
 
@@ -46,14 +47,9 @@ class Experts(nn.Module):
 
 
 def _build(case: MoeCase) -> Call:
-    if case.router == "gshard":
-        raise Unavailable("mixture-of-experts draws second experts by random numbers of its own, which cannot be given")
-    if case.router != "topk":
-        raise Unavailable(f"mixture-of-experts has no {case.router} routing")
+    refuse(case, "mixture-of-experts")
     if case.top_k != 2:
         raise Unavailable(f"mixture-of-experts asks 2 experts for every token, not {case.top_k}")
-    if case.dtype == "bf16":
-        raise Unavailable("mixture-of-experts multiplies bf16 tokens by float32 masks, which torch refuses")
     moe = MoE(case.dim, num_experts=case.experts, experts=Experts())
     moe.gate = Top2Gating(
         case.dim, case.experts, eps=0.0, second_policy_eval="all", capacity_factor_eval=float(case.experts)

@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn._layers import expert
+from archbench.kernels.moe_ffn._peers import refuse
 from archbench.quiet import quiet_import
 from archbench.track import Call, Contender, Unavailable
 
@@ -41,14 +42,9 @@ class Lent(nn.Module):
 
 
 def _build(case: MoeCase) -> Call:
-    if case.router == "gshard":
-        raise Unavailable("st-moe-pytorch draws second experts by random numbers of its own, which cannot be given")
-    if case.router != "topk":
-        raise Unavailable(f"st-moe-pytorch has no {case.router} routing")
+    refuse(case, "st-moe-pytorch")
     if case.top_k == 1:
         raise Unavailable("st-moe-pytorch has no top-1 routing: its gates want 2 experts at least")
-    if case.dtype == "bf16":
-        raise Unavailable("st-moe-pytorch multiplies bf16 tokens by float32 masks, which torch refuses")
     experts = nn.ModuleList(Lent() for _ in range(case.experts))
     moe = MoE(
         case.dim,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,26 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 def together(case: MoeCase, parts: list[Any]) -> tuple[Any, ...]:
     """The ranks' answers as those of one process."""
-    y, loss, dropped, dx, drouter, dw_in, dw_out = zip(*parts, strict=True)
-    counts = () if case.router == "topk" else (torch.stack(loss).sum(), torch.stack(dropped).sum())
-    gradients = (torch.cat(dx), torch.stack(drouter).sum(0), torch.cat(dw_in), torch.cat(dw_out))
-    return (torch.cat(y), *counts, *gradients)
+    y, loss, dropped, *gradients = zip(*parts, strict=True)
+    whole = [torch.cat(y)]
+    if case.router != "topk":
+        whole += [torch.stack(loss).sum(), torch.stack(dropped).sum()]
+    if case.backward:
+        dx, drouter, dw_in, dw_out = gradients
+        whole += [torch.cat(dx), torch.stack(drouter).sum(0), torch.cat(dw_in), torch.cat(dw_out)]
+    return tuple(whole)
 
 
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(("name", "spread"), PLAN)
-def test_outputs_and_gradients_are_those_of_one_process(answers: list[Any], name: str, spread: str) -> None:
+def test_outputs_and_gradients_are_those_of_one_process(
+    answers: list[Any], name: str, spread: str, backward: bool
+) -> None:
     case, groups = PLAN[name, spread]
-    parts = [said[name, spread][0] for said in answers[: len(groups)]]
-    error = TRACK.gate(case, TRACK.make_inputs(case, 1, "cpu"), together(case, parts))
+    inputs = TRACK.make_inputs(case, 1, "cpu")
+    case = replace(case, backward=backward)
+    parts = [said[name, spread][backward] for said in answers[: len(groups)]]
+    error = TRACK.gate(case, inputs if backward else inputs[:-1], together(case, parts))
     assert error < {"fp64": 1e-14, "fp32": 1e-6, "bf16": 2e-2}[case.dtype]
 
 
@@ -90,7 +100,7 @@ def test_bytes_on_the_wire_are_those_of_the_formula(answers: list[Any], name: st
     owner_B = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))
     remote = int((owner_B[routing.token_A // case.length] != routing.expert_A * len(groups) // case.experts).sum())
     rows, counts = remote * case.dim * x.element_size(), 8 * case.experts * (len(groups) - 1)
-    forward, whole = (sum(said[name, spread][way] for said in answers[: len(groups)]) for way in (1, 2))
+    forward, whole = (sum(said[name, spread][way] for said in answers[: len(groups)]) for way in (2, 3))
     assert (remote == 0) == (len(groups) == 1)
     assert forward == 2 * rows + counts
     assert whole == 4 * rows + counts
