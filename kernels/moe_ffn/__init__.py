@@ -194,11 +194,11 @@ def _test_cases() -> tuple[MoeCase, ...]:
         case(1, 70, 33, 31, 5, dtype="fp64", backward=True),
         case(3, 40, 32, 48, 8, dtype="bf16", backward=True),
         case(1, 64, 16, 24, 6, skew=8.0, backward=True),  # nearly all tokens to two experts, none to the others
-        case(2, 29, 20, 12, 4, router="gshard", capacity_factor=1.0, backward=True),
+        case(2, 29, 20, 12, 4, router="gshard", capacity_factor=1.0, skew=1.0, backward=True),
         case(1, 33, 16, 16, 6, router="gshard", backward=True),
         case(2, 31, 16, 12, 4, top_k=1, router="switch", capacity_factor=1.25, skew=1.0, backward=True),
         case(1, 24, 16, 12, 4, top_k=1, router="switch", dtype="bf16"),
-        case(2, 21, 16, 12, 4, router="expert_choice", capacity_factor=1.0, backward=True),
+        case(2, 21, 16, 12, 4, router="expert_choice", capacity_factor=0.5, backward=True),
     )
 
 
