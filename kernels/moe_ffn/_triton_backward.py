@@ -113,12 +113,15 @@ def weight_gradient(
     token = tl.load(token_base + first + step, mask=first + step < end, other=0)
     for start in range(first, end, BLOCK_K):
         rows = start + step
-        exists = (rows < end)[:, None]
+        exists = rows < end
         left = tl.load(
-            left_base + rows.to(tl.int64)[:, None] * wide + p[None, :], mask=exists & (p < wide)[None, :], other=0.0
+            left_base + rows.to(tl.int64)[None, :] * wide + p[:, None],
+            mask=exists[None, :] & (p < wide)[:, None], other=0.0,
+        )  # fmt: skip
+        right = tl.load(
+            right_base + token[:, None] * dim + d[None, :], mask=exists[:, None] & (d < dim)[None, :], other=0.0
         )
-        right = tl.load(right_base + token[:, None] * dim + d[None, :], mask=exists & (d < dim)[None, :], other=0.0)
         token = tl.load(token_base + rows + BLOCK_K, mask=rows + BLOCK_K < end, other=0)
-        sums = tl.dot(tl.trans(as_read(left, WIDEN)), as_read(right, WIDEN), sums, input_precision="ieee")
+        sums = tl.dot(as_read(left, WIDEN), as_read(right, WIDEN), sums, input_precision="ieee")
     to = to_base + (expert * wide + p)[:, None] * dim + d[None, :]
     tl.store(to, sums.to(to_base.dtype.element_ty), mask=(p < wide)[:, None] & (d < dim)[None, :])

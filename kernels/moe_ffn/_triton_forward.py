@@ -22,19 +22,12 @@ from archbench.kernels.moe_ffn._triton_tiles import as_read, halves, picked, pla
 
 
 @triton.jit
-def in_product(
-    x_base, w_all, token_base, bounds_base, owners_base, h_base, gates_base, dim, hidden, experts,
+def _hidden_tile(
+    program, columns, x_base, w_all, token_base, bounds_base, owners_base, h_base, gates_base, dim, hidden, experts,
     KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
     EVEN: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """h [A, H] = silu(x G^T) * (x U^T) of x [N, D] and w [E, F, D]. Grid L * blocks of H.
-
-    KEEP: the two factors are written, too, to gates [A, F], as a backward needs them.
-    """
-    columns = tl.cdiv(hidden, BLOCK_N)
-    program = tl.program_id(0)
-    if program >= tiles_in_all(bounds_base, experts) * columns:
-        return
+    """What ``in_product`` says about one tile."""
     expert, first, end, block = place(program, bounds_base, owners_base, experts, columns, BLOCK_M)
     rows = first + tl.arange(0, BLOCK_M)
     exists = rows < end
@@ -57,19 +50,38 @@ def in_product(
 
 
 @triton.jit
-def out_product(
-    rows_all, w_all, weight_base, bounds_base, owners_base, to_base, depth, dim, experts, assignments,
+def in_product(
+    x_base, w_all, token_base, bounds_base, owners_base, h_base, gates_base, dim, hidden, experts,
+    KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
+    STAYS: tl.constexpr, EVEN: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """h [A, H] = silu(x G^T) * (x U^T) of x [N, D] and w [E, F, D]. Grid L * blocks of H, or fewer where STAYS.
+
+    KEEP: the two factors are written, too, to gates [A, F], as a backward needs them. STAYS: a program goes from tile
+    to tile, and the first loads of the next one are under way while it writes.
+    """
+    columns = tl.cdiv(hidden, BLOCK_N)
+    programs = tiles_in_all(bounds_base, experts) * columns
+    if STAYS:
+        for program in tl.range(tl.program_id(0), programs, tl.num_programs(0), flatten=True):
+            _hidden_tile(
+                program, columns, x_base, w_all, token_base, bounds_base, owners_base, h_base, gates_base,
+                dim, hidden, experts, KEEP, BLOCK_M, BLOCK_N, BLOCK_K, TMA, EVEN, WIDEN,
+            )  # fmt: skip
+    elif tl.program_id(0) < programs:
+        _hidden_tile(
+            tl.program_id(0), columns, x_base, w_all, token_base, bounds_base, owners_base, h_base, gates_base,
+            dim, hidden, experts, KEEP, BLOCK_M, BLOCK_N, BLOCK_K, TMA, EVEN, WIDEN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _answer_tile(
+    program, columns, rows_all, w_all, weight_base, bounds_base, owners_base, to_base, depth, dim, experts, assignments,
     WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
     EVEN: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """to [A, D] = rows [A, K] times the expert's of w [E, K, D], K = ``depth``; WEIGHTED: by the row's weight, too.
-
-    Grid L * blocks of D.
-    """
-    columns = tl.cdiv(dim, BLOCK_N)
-    program = tl.program_id(0)
-    if program >= tiles_in_all(bounds_base, experts) * columns:
-        return
+    """What ``out_product`` says about one tile."""
     expert, first, end, block = place(program, bounds_base, owners_base, experts, columns, BLOCK_M)
     rows = first + tl.arange(0, BLOCK_M)
     exists = rows < end
@@ -90,6 +102,31 @@ def out_product(
         sums *= tl.load(weight_base + rows, mask=exists, other=0.0)[:, None]
     to = to_base + rows.to(tl.int64)[:, None] * dim + column[None, :]
     tl.store(to, sums.to(to_base.dtype.element_ty), mask=exists[:, None] & (column < dim)[None, :])
+
+
+@triton.jit
+def out_product(
+    rows_all, w_all, weight_base, bounds_base, owners_base, to_base, depth, dim, experts, assignments,
+    WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
+    STAYS: tl.constexpr, EVEN: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """to [A, D] = rows [A, K] times the expert's of w [E, K, D], K = ``depth``; WEIGHTED: by the row's weight, too.
+
+    Grid L * blocks of D, or fewer where STAYS, as above.
+    """
+    columns = tl.cdiv(dim, BLOCK_N)
+    programs = tiles_in_all(bounds_base, experts) * columns
+    if STAYS:
+        for program in tl.range(tl.program_id(0), programs, tl.num_programs(0), flatten=True):
+            _answer_tile(
+                program, columns, rows_all, w_all, weight_base, bounds_base, owners_base, to_base,
+                depth, dim, experts, assignments, WEIGHTED, BLOCK_M, BLOCK_N, BLOCK_K, TMA, EVEN, WIDEN,
+            )  # fmt: skip
+    elif tl.program_id(0) < programs:
+        _answer_tile(
+            tl.program_id(0), columns, rows_all, w_all, weight_base, bounds_base, owners_base, to_base,
+            depth, dim, experts, assignments, WEIGHTED, BLOCK_M, BLOCK_N, BLOCK_K, TMA, EVEN, WIDEN,
+        )  # fmt: skip
 
 
 @triton.jit

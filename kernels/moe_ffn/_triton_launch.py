@@ -8,6 +8,7 @@ Source: https://triton-lang.org/main/python-api/triton.html
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,16 +72,27 @@ def _options(config: Config, depth: int | None = None) -> dict[str, Any]:
     return {**blocks, **known, **compiled, "WIDEN": triton.knobs.runtime.interpret}
 
 
+@cache
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 3
+
+
+def _grid(plan: Plan, blocks: int, config: Config) -> tuple[int]:
+    """Programs for all tiles there can be, or as many as stay."""
+    most = len(plan.owners) * blocks
+    return (min(most, _processors(plan.owners.device)) if config.stays else most,)
+
+
 def in_product(plan: Plan, x_ND: Tensor, w_in_EFD: Tensor, keep: bool, config: Config) -> tuple[Tensor, Tensor]:
     """h_AH and its two factors side by side, gates_AF; without ``keep`` those are empty."""
     experts, wide, dim = w_in_EFD.shape
     hidden, rows = wide // 2, len(plan.token_A)
     h_AH = x_ND.new_empty(rows, hidden)
     gates_AF = x_ND.new_empty(rows if keep else 0, wide)
-    forward.in_product[(len(plan.owners) * triton.cdiv(hidden, config.block_n),)](
+    forward.in_product[_grid(plan, triton.cdiv(hidden, config.block_n), config)](
         x_ND, _form(w_in_EFD.view(2 * experts, hidden, dim), config, 2, config.block_n, config.block_k),
         plan.token_A, plan.bounds, plan.owners, h_AH, gates_AF, dim, hidden, experts,
-        KEEP=keep, **_options(config, dim),
+        KEEP=keep, STAYS=config.stays, **_options(config, dim),
     )  # fmt: skip
     return h_AH, gates_AF
 
@@ -89,11 +101,11 @@ def out_product(plan: Plan, rows_AK: Tensor, w_EKD: Tensor, weight_A: Tensor | N
     """rows_AD: each row times its expert's matrix, and times its weight where there is one."""
     experts, depth, dim = w_EKD.shape
     to_AD = rows_AK.new_empty(len(rows_AK), dim)
-    forward.out_product[(len(plan.owners) * triton.cdiv(dim, config.block_n),)](
+    forward.out_product[_grid(plan, triton.cdiv(dim, config.block_n), config)](
         _form(rows_AK, config, config.block_m, config.block_k),
         _form(w_EKD, config, 1, config.block_k, config.block_n),
         weight_A, plan.bounds, plan.owners, to_AD, depth, dim, experts, len(rows_AK),
-        WEIGHTED=weight_A is not None, **_options(config, depth),
+        WEIGHTED=weight_A is not None, STAYS=config.stays, **_options(config, depth),
     )  # fmt: skip
     return to_AD
 

@@ -1,7 +1,7 @@
 """The configurations ``triton_grouped`` chooses from, by kernel, dtype and compute capability.
 
-Each was compiled for sm_80 or sm_90; none spills (docs/notes/moe_ffn_triton.md has the table). What is left is for the
-clock to decide. Rows of a tile are not: the tiles of a call are laid out once, for all its kernels.
+Each was compiled for sm_80 or sm_90; none spills more than ten words (docs/notes/moe_ffn_triton.md has the table). What
+is left is for the clock to decide. Rows of a tile are not: the tiles of a call are laid out once, for all its kernels.
 
 Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities
 """
@@ -28,27 +28,28 @@ class Config:
     num_warps: int
     num_stages: int
     tma: bool = False  # tiles move by the copy engine of sm_90
+    stays: bool = False  # as many programs as multiprocessors, each with tile after tile
 
 
-# (block_n, block_k, num_warps, num_stages) by rows of a tile, half precision.
-_Sizes = tuple[tuple[int, int, int, int], ...]
+# (block_n, block_k, num_warps, num_stages, stays) by rows of a tile, half precision.
+_Sizes = tuple[tuple[int, int, int, int, bool], ...]
 _HOPPER: dict[tuple[Kernel, int], _Sizes] = {
-    ("in", 128): ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 3)),
-    ("out", 128): ((256, 64, 8, 3), (256, 64, 8, 4), (128, 64, 4, 3)),
-    ("hidden", 128): ((128, 64, 8, 4), (128, 64, 8, 3)),
-    ("weights", 128): ((256, 64, 8, 3), (256, 64, 8, 4), (128, 64, 4, 3)),
-    ("in", 64): ((128, 64, 4, 3), (64, 64, 4, 4)),
-    ("out", 64): ((256, 64, 4, 3), (128, 64, 4, 4)),
-    ("hidden", 64): ((128, 64, 4, 3), (64, 64, 4, 4)),
+    ("in", 128): ((128, 64, 8, 3, False), (128, 64, 8, 3, True), (128, 64, 8, 4, False), (64, 64, 4, 3, False)),
+    ("out", 128): ((256, 64, 8, 3, False), (256, 64, 8, 3, True), (256, 64, 8, 4, False), (128, 64, 4, 3, False)),
+    ("hidden", 128): ((128, 64, 8, 4, False), (128, 64, 8, 3, False)),
+    ("weights", 128): ((256, 64, 8, 3, False), (256, 64, 8, 4, False), (128, 64, 4, 3, False)),
+    ("in", 64): ((128, 64, 4, 3, False), (64, 64, 4, 4, False)),
+    ("out", 64): ((256, 64, 4, 3, False), (128, 64, 4, 4, False)),
+    ("hidden", 64): ((128, 64, 4, 3, False), (64, 64, 4, 4, False)),
 }
 _AMPERE: dict[tuple[Kernel, int], _Sizes] = {
-    ("in", 128): ((64, 64, 8, 3), (64, 32, 8, 4)),
-    ("out", 128): ((128, 32, 4, 3), (128, 64, 8, 3), (256, 32, 8, 3)),
-    ("hidden", 128): ((128, 32, 8, 3), (64, 64, 8, 3)),
-    ("weights", 128): ((128, 32, 4, 3), (128, 64, 8, 3), (256, 32, 8, 3)),
-    ("in", 64): ((64, 64, 4, 3), (32, 64, 4, 3)),
-    ("out", 64): ((128, 64, 4, 3), (64, 64, 4, 3)),
-    ("hidden", 64): ((64, 64, 4, 3), (64, 32, 4, 3)),
+    ("in", 128): ((64, 64, 8, 3, False), (64, 32, 8, 4, False)),
+    ("out", 128): ((128, 64, 8, 3, False), (128, 32, 4, 3, False), (256, 32, 8, 3, False)),
+    ("hidden", 128): ((128, 32, 8, 3, False), (64, 64, 8, 3, False)),
+    ("weights", 128): ((128, 64, 8, 3, False), (128, 32, 4, 3, False), (256, 32, 8, 3, False)),
+    ("in", 64): ((64, 64, 4, 3, False), (32, 64, 4, 3, False)),
+    ("out", 64): ((128, 64, 4, 3, False), (64, 64, 4, 3, False)),
+    ("hidden", 64): ((64, 64, 4, 3, False), (64, 32, 4, 3, False)),
 }
 _EXACT: dict[Kernel, Config] = {  # float32: products on the ordinary cores, out of registers
     "in": Config(64, 32, 32, 8, 2),
@@ -72,7 +73,8 @@ def space(kernel: Kernel, block_m: int, dtype: torch.dtype, major: int) -> tuple
         return (_EXACT[kernel],)
     height = 128 if kernel == "weights" else block_m
     sizes = (_HOPPER if major == 9 else _AMPERE)[kernel, height]
-    return tuple(Config(height, *size, tma=major == 9 and kernel != "weights") for size in sizes)
+    copied = major == 9 and kernel != "weights"  # an expert's rows end where no copy engine would
+    return tuple(Config(height, *size, tma=copied, stays=stays) for *size, stays in sizes)
 
 
 def shared_bytes(kernel: Kernel, config: Config, dtype: torch.dtype) -> int:

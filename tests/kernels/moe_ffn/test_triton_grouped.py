@@ -136,7 +136,15 @@ def copied_tiles(kernel: Any, config: Config) -> dict[str, list[int]]:
 
 def constants_of(config: Config, even: bool = True) -> dict[str, Any]:
     blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-    return {**blocks, "KEEP": True, "WEIGHTED": True, "EVEN": even, "TMA": config.tma, "WIDEN": False}
+    return {
+        **blocks,
+        "KEEP": True,
+        "WEIGHTED": True,
+        "EVEN": even,
+        "TMA": config.tma,
+        "STAYS": config.stays,
+        "WIDEN": False,
+    }
 
 
 def cases() -> list[Any]:
@@ -179,6 +187,17 @@ class TestCompiled:
         after = took.ttgir.rpartition("tt.split")[0].rpartition("scf.yield")[2]
         assert "convert_layout" not in after
         assert took.ttgir.count("convert_layout") == 1  # h, once, on its way to memory
+
+    @pytest.mark.parametrize("kernel", ["in", "out"])
+    def test_a_program_that_stays_asks_for_its_next_tile_before_it_writes(self, kernel: Kernel) -> None:
+        config = next(one for one in space(kernel, 128, torch.bfloat16, 9) if one.stays)
+        took = compiled_for(90, FUNCTIONS[kernel], constants_of(config) | {"KEEP": False}, config)
+        assert took.spilled == 0
+        assert took.shared <= ROOM[9]
+        before, _, after = took.ttgir.rpartition("tt.store")
+        loop = before.rpartition("warp_group_dot %")[2]
+        assert loop.count("async_copy_global_to_local") + loop.count("async_tma_copy") == 2
+        assert after.count("scf.yield") == 1  # one loop over the steps of all tiles
 
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_float32_compiles(self, kernel: Kernel) -> None:

@@ -57,7 +57,7 @@ def test_the_smallest_median_wins_and_what_does_not_fit_is_left_out(clock: Clock
 
 def test_nothing_that_fits_is_an_error(clock: Clock) -> None:
     with pytest.raises(RuntimeError, match="none of 1 configurations"):
-        tuning.race((HUGE,), clock.launch, clock.seconds)
+        tuning.race((HUGE,), clock.launch)
 
 
 def test_one_candidate_needs_no_clock(clock: Clock) -> None:

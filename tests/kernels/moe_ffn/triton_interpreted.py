@@ -16,25 +16,26 @@ from archbench.kernels.moe_ffn import TRACK, MoeCase, triton_grouped
 from archbench.kernels.moe_ffn._routing import route
 from archbench.kernels.moe_ffn._triton_space import Config
 
-# Beside the track's cases, with tiles of 16 that nothing fills: whether tiles come by descriptors, and a case.
+# Beside the track's cases, with tiles of 16 that nothing fills: whether tiles come by
+# descriptors and programs stay, and a case.
 SMALL = (
     (True, MoeCase(2, 20, 24, 20, 4, backward=True)),
-    (True, MoeCase(1, 40, 32, 48, 3, dtype="bf16", backward=True)),
+    (True, MoeCase(1, 20, 16, 32, 3, dtype="bf16", backward=True)),
     (True, MoeCase(2, 21, 16, 20, 4, router="gshard", capacity_factor=1.0, backward=True)),
     (True, MoeCase(2, 21, 20, 12, 3, router="expert_choice", capacity_factor=2.0, backward=True)),
     (False, MoeCase(1, 37, 21, 19, 5, backward=True)),
-    (False, MoeCase(1, 450, 8, 5, 3, top_k=1, skew=8.0)),  # an expert with more tiles than a group
-    (False, MoeCase(1, 12, 16, 200, 2, backward=True)),  # a gradient with more tiles than a group
+    (False, MoeCase(1, 400, 4, 3, 2, top_k=1, skew=8.0)),  # an expert with more tiles than a group
+    (False, MoeCase(1, 8, 4, 196, 2, top_k=1, backward=True)),  # a gradient with more tiles than a group
 )
 
 
 def small_tiles(copied: bool) -> Any:
     """Blocks of 16 for every kernel, while it lasts."""
-    config = Config(16, 16, 16, 4, 1, copied)
+    config = Config(16, 16, 16, 4, 1, tma=copied, stays=copied)
     return mock.patch.multiple(
         triton_grouped,
         rows_of_a_tile=lambda *_: config.block_m,
-        _choose=lambda kernel, *_: Config(16, 32, 16, 4, 1, copied) if kernel == "hidden" else config,
+        _choose=lambda kernel, *_: Config(16, 32, 16, 4, 1, tma=copied) if kernel == "hidden" else config,
     )
 
 
