@@ -199,6 +199,7 @@ TRACK: Track[SwitchCase] = Track(
     timing=Timing(budget_s=6.0, deadline_s=86_400.0),
     protocol="training",
     quality="bits_per_byte",
+    derivation="moe",
     stacks={
         "Memory of a step, measured": tuple(f"{part}_bytes" for part in MEMORY),
         "Memory of a step, by formula": tuple(f"{part}_formula_bytes" for part in MEMORY),
