@@ -93,3 +93,29 @@ def test_what_the_packages_say_of_bf16_is_so() -> None:
     for moe in (st_moe.MoE(CASE.dim, num_experts=4, is_distributed=False), mixture.MoE(CASE.dim, num_experts=4)):
         with pytest.raises(RuntimeError, match="dtype"):
             moe.bfloat16()(x)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "on_gpu", "wanted"),
+    [
+        ({"backward": False}, False, "eager"),
+        ({}, False, "grouped_mm"),
+        ({"backward": False}, True, "grouped_mm"),
+        ({"dim": 6}, False, "eager"),
+        ({"hidden": 12, "dtype": "bf16"}, True, "eager"),
+    ],
+)
+def test_mixtral_is_asked_in_the_way_that_suits_the_case(sizes: dict[str, Any], on_gpu: bool, wanted: str) -> None:
+    assert peer("transformers_mixtral").implementation(replace(CASE, **sizes), on_gpu) == wanted
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("chosen", ["eager", "grouped_mm", "batched_mm"])
+def test_all_of_the_librarys_implementations_are_the_same_layer(
+    chosen: str, backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = peer("transformers_mixtral")
+    monkeypatch.setattr(ours, "implementation", lambda case, on_gpu: chosen)
+    case = replace(CASE, backward=backward)
+    inputs = TRACK.make_inputs(case, 5, "cpu")
+    assert TRACK.gate(case, inputs, TRACK.workload(case, ours.CONTENDER.build(case))(*inputs)) < 1e-6
