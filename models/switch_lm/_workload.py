@@ -30,7 +30,7 @@ from archbench.training import Curve, Outcome
 
 PAIRS = 12  # of updates, for the ratio of their times
 PASSES = 3  # a training step is worth so many forward passes: the backward pass is two
-FOUND = ("loss", "load_entropy", "dropped_share", "grad_norm")  # curves over steps, beside the quality
+FOUND = ("loss", "load_entropy", "dropped_share")  # curves over steps, beside the quality
 
 
 class Training:
