@@ -74,7 +74,7 @@ def space(kernel: Kernel, block_m: int, dtype: torch.dtype, major: int) -> tuple
     height = 128 if kernel == "weights" else block_m
     sizes = (_HOPPER if major == 9 else _AMPERE)[kernel, height]
     copied = major == 9 and kernel != "weights"  # an expert's rows end where no copy engine would
-    return tuple(Config(height, *size, tma=copied, stays=stays) for *size, stays in sizes)
+    return tuple(Config(height, n, k, warps, stages, copied, stays) for n, k, warps, stages, stays in sizes)
 
 
 def shared_bytes(kernel: Kernel, config: Config, dtype: torch.dtype) -> int:
