@@ -16,7 +16,7 @@ A call takes ``x (B, T, D), router (E, D), w_in (E, 2 H, D), w_out (E, H, D), un
 balance and ``Z_WEIGHT`` times the z-loss for switch; zero for expert choice), and how many found no room, an int64
 scalar: assignments for gshard and switch, tokens that no expert chose for expert choice. A second expert that was not
 drawn is no drop. y is of x's dtype. The track adds the backward pass where the case asks for it: gradients of x and all
-weights.
+weights, for dy and a loss that counts N sqrt(D): then it moves the router as much as y does.
 
 Letters: B groups, T tokens of a group, N = B T, D width, H hidden units of an expert, F = 2 H, E experts, K experts of
 a token, C capacity, A assignments that are kept.

@@ -132,4 +132,5 @@ def test_the_track_is_listed_without_torch() -> None:
     code = (
         "import sys; from archbench.kernels.moe_ffn import TRACK; TRACK.bench_cases; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True).stdout
+    assert said.split() == ["moe_ffn", "False"]
