@@ -45,9 +45,9 @@ class Rows(NamedTuple):
     stop: int
     filled: int
 
-    def cut(self, values_MD: Tensor) -> Tensor:
-        """Its rows alone."""
-        return values_MD[: self.stop - self.start]
+    def put(self, values_MD: Tensor, values_AD: Tensor) -> None:
+        """Writes its rows into the list, without those that fill up."""
+        values_AD[self.start : self.stop] = values_MD[: self.stop - self.start]
 
     def with_zeros(self, values_AD: Tensor) -> Tensor:
         """Its rows of the list, filled up with zeros."""
@@ -130,11 +130,11 @@ def _answers(plan: Plan, x_ND: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor) -> T
     x_AD = plan.gathered(x_ND)
     if plan.ends_E is not None:
         return _grouped_mm.forward(plan.activation, x_AD, w_in_EFD, w_out_EHD, plan.ends_E)[1]
-    said = [x_ND[:0]]
+    said_AD = x_ND.new_empty(len(plan.token_A), x_ND.shape[1])
     for rows in plan.experts():
         hidden_MH = hidden_of(plan.activation, x_AD[rows.start : rows.filled], w_in_EFD[rows.expert])
-        said.append(rows.cut(product(hidden_MH, w_out_EHD[rows.expert].T)))
-    return torch.cat(said)
+        rows.put(product(hidden_MH, w_out_EHD[rows.expert].T), said_AD)
+    return said_AD
 
 
 class _GroupedFfn(torch.autograd.Function):
@@ -147,12 +147,11 @@ class _GroupedFfn(torch.autograd.Function):
             h_AF, said_AD = _grouped_mm.forward(plan.activation, x_AD, w_in_EFD, w_out_EHD, plan.ends_E)
             kept = [h_AF]
         else:
-            kept, said = [], [x_ND[:0]]
+            kept, said_AD = [], x_ND.new_empty(len(plan.token_A), x_ND.shape[1])
             for rows in plan.experts():
                 kept.append(product(x_AD[rows.start : rows.filled], w_in_EFD[rows.expert]))
                 hidden_MH, _ = activated(plan.activation, kept[-1])
-                said.append(rows.cut(product(hidden_MH, w_out_EHD[rows.expert].T)))
-            said_AD = torch.cat(said)
+                rows.put(product(hidden_MH, w_out_EHD[rows.expert].T), said_AD)
         ctx.save_for_backward(x_ND, weight_A, w_in_EFD, w_out_EHD, said_AD, *kept)
         return plan.summed(said_AD, weight_A)
 
@@ -174,12 +173,12 @@ class _GroupedFfn(torch.autograd.Function):
         for number, count in enumerate(plan.counts or ()):
             if not count:
                 dw_in_EFD[number], dw_out_EHD[number] = 0, 0
-        dx = [x_ND[:0]]
+        dx_AD = torch.empty_like(dy_AD)
         for h_MF, rows in zip(kept, plan.experts(), strict=True):
             hidden_MH, open_MH = activated(plan.activation, h_MF)
             dsaid_MD = rows.with_zeros(dy_AD)
             torch.mm(hidden_MH.T, dsaid_MD, out=dw_out_EHD[rows.expert])
             dh_MF = slope(plan.activation, h_MF, open_MH, product(dsaid_MD, w_out_EHD[rows.expert]))
             torch.mm(dh_MF.T, x_AD[rows.start : rows.filled], out=dw_in_EFD[rows.expert])
-            dx.append(rows.cut(product(dh_MF, w_in_EFD[rows.expert].T)))
-        return None, plan.summed(torch.cat(dx)), dweight_A, dw_in_EFD, dw_out_EHD
+            rows.put(product(dh_MF, w_in_EFD[rows.expert].T), dx_AD)
+        return None, plan.summed(dx_AD), dweight_A, dw_in_EFD, dw_out_EHD
