@@ -71,10 +71,10 @@ def hidden_gradient(
     expert, first, end, block = place(program, bounds_base, owners_base, experts, columns, BLOCK_M)
     rows = first + tl.arange(0, BLOCK_M)
     exists = rows < end
-    at = tl.load(token_base + rows, mask=exists, other=0) * dim  # int64
+    token = tl.load(token_base + rows, mask=exists, other=0)  # int64
     p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, dim, BLOCK_K):
-        dy = picked(dy_base, at, start + tl.arange(0, BLOCK_K), dim, EVEN, WIDEN)
+        dy = picked(dy_base, token, start + tl.arange(0, BLOCK_K), dim, EVEN, WIDEN)
         w = weights_by_column(w_all, expert, block * BLOCK_N, start, hidden, dim, BLOCK_N, BLOCK_K, 1, TMA, EVEN, WIDEN)
         p = tl.dot(dy, tl.trans(w), p, input_precision="ieee")
     weight = tl.load(weight_base + rows, mask=exists, other=0.0)

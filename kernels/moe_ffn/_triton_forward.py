@@ -31,10 +31,10 @@ def _hidden_tile(
     expert, first, end, block = place(program, bounds_base, owners_base, experts, columns, BLOCK_M)
     rows = first + tl.arange(0, BLOCK_M)
     exists = rows < end
-    at = tl.load(token_base + rows, mask=exists, other=0) * dim  # int64
+    token = tl.load(token_base + rows, mask=exists, other=0)  # int64
     sums = tl.zeros([BLOCK_M, 2 * BLOCK_N], tl.float32)
     for start in range(0, dim, BLOCK_K):
-        x = picked(x_base, at, start + tl.arange(0, BLOCK_K), dim, EVEN, WIDEN)
+        x = picked(x_base, token, start + tl.arange(0, BLOCK_K), dim, EVEN, WIDEN)
         w = weights_by_column(w_all, expert, block * BLOCK_N, start, hidden, dim, BLOCK_N, BLOCK_K, 2, TMA, EVEN, WIDEN)
         sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
     gate, up = halves(sums, BLOCK_M, BLOCK_N)
@@ -93,8 +93,7 @@ def _answer_tile(
             left = as_read(rows_all.load([first, start]), WIDEN)
             right = w_all.load([expert.to(tl.int32), start, block * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
         else:
-            at = tl.minimum(rows, assignments - 1).to(tl.int64) * depth
-            left = picked(rows_all, at, k, depth, EVEN, WIDEN)
+            left = picked(rows_all, tl.minimum(rows, assignments - 1).to(tl.int64), k, depth, EVEN, WIDEN)
             known = (column < dim)[None, :] if EVEN else (column < dim)[None, :] & (k < depth)[:, None]
             right = tl.load(w_all + (expert * depth + k)[:, None] * dim + column[None, :], mask=known, other=0.0)
         sums = tl.dot(left, as_read(right, WIDEN), sums, input_precision="ieee")

@@ -81,9 +81,12 @@ def as_read(tile, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def picked(source, at, k, depth, EVEN: tl.constexpr, WIDEN: tl.constexpr):
-    """[rows, BLOCK_K] of rows that begin at offsets ``at``; zeros from ``depth`` on (EVEN: it is never passed)."""
-    to = source + at[:, None] + k[None, :]
+def picked(source, rows, k, depth, EVEN: tl.constexpr, WIDEN: tl.constexpr):
+    """[rows, BLOCK_K] of rows of length ``depth``; zeros beyond their end (EVEN: nobody asks).
+
+    Offsets are formed here, where the compiler sees that rows begin at multiples of 16 bytes, and may copy so many.
+    """
+    to = source + rows[:, None] * depth + k[None, :]
     return as_read(tl.load(to) if EVEN else tl.load(to, mask=k[None, :] < depth, other=0.0), WIDEN)
 
 
@@ -102,7 +105,7 @@ def weights_by_column(
         within = column + n % BLOCK_N
         k = start + tl.arange(0, BLOCK_K)
         rows = expert * HALVES * wide + n // BLOCK_N * wide + tl.minimum(within, wide - 1)
-        return picked(source, rows * depth, k, depth, EVEN, WIDEN)
+        return picked(source, rows, k, depth, EVEN, WIDEN)
 
 
 @triton.jit

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.compiler import max_shared_mem
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn import _triton_launch as launch
@@ -35,7 +34,8 @@ _CHOSEN: dict[tuple[Any, ...], Config] = {}  # by kernel, shapes, dtype and devi
 @cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     """Compute capability's major number, and the bytes of shared memory a block may have."""
-    return torch.cuda.get_device_capability(device)[0], max_shared_mem(device.index)
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.major), int(properties.shared_memory_per_block_optin)
 
 
 def _decide(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], run: Launch) -> Config:

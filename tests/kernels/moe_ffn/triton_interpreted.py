@@ -19,11 +19,11 @@ from archbench.kernels.moe_ffn._triton_space import Config
 # Beside the track's cases, with tiles of 16 that nothing fills: whether tiles come by
 # descriptors and programs stay, and a case.
 SMALL = (
-    (True, MoeCase(2, 20, 24, 20, 4, backward=True)),
+    (True, MoeCase(1, 20, 24, 20, 3, backward=True)),
     (True, MoeCase(1, 20, 16, 32, 3, dtype="bf16", backward=True)),
-    (True, MoeCase(2, 21, 16, 20, 4, router="gshard", capacity_factor=1.0, backward=True)),
-    (True, MoeCase(2, 21, 20, 12, 3, router="expert_choice", capacity_factor=2.0, backward=True)),
-    (False, MoeCase(1, 37, 21, 19, 5, backward=True)),
+    (True, MoeCase(2, 11, 16, 20, 3, router="gshard", capacity_factor=1.0, backward=True)),
+    (True, MoeCase(1, 17, 20, 12, 3, router="expert_choice", capacity_factor=2.0, backward=True)),
+    (False, MoeCase(1, 23, 17, 9, 3, backward=True)),
     (False, MoeCase(1, 400, 4, 3, 2, top_k=1, skew=8.0)),  # an expert with more tiles than a group
     (False, MoeCase(1, 8, 4, 196, 2, top_k=1, backward=True)),  # a gradient with more tiles than a group
 )
@@ -47,11 +47,11 @@ def check(label: str, case: MoeCase, shape: Any = lambda tensor: tensor) -> None
 
 def check_that_an_expert_keeps_to_itself() -> None:
     """A gradient that is no number stays in its token and in the expert that answered it."""
-    case = MoeCase(1, 48, 16, 16, 4, top_k=1, backward=True)
+    case = MoeCase(1, 24, 16, 16, 4, top_k=1, backward=True)
     x, router, w_in, w_out, uniform, dy = TRACK.make_inputs(case, 22, "cpu")
     with torch.no_grad():
         routing = route(case, x, router, uniform)
-    expert_N = torch.empty(48, dtype=torch.int64).scatter_(0, routing.token_A, routing.expert_A)
+    expert_N = torch.empty(24, dtype=torch.int64).scatter_(0, routing.token_A, routing.expert_A)
     dy[0, 7, 3] = torch.nan
     y, dx, _, dw_in, dw_out = TRACK.workload(case, triton_grouped.CONTENDER.build(case))(
         x, router, w_in, w_out, uniform, dy
