@@ -129,8 +129,6 @@ def test_where_a_case_is_measured() -> None:
 
 
 def test_the_track_is_listed_without_torch() -> None:
-    code = (
-        "import sys; from archbench.kernels.moe_ffn import TRACK; TRACK.bench_cases; assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from archbench.kernels.moe_ffn import TRACK; print(TRACK.name, 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True).stdout
     assert said.split() == ["moe_ffn", "False"]
