@@ -69,8 +69,8 @@ def expert_parallel(
 
     ``case`` is the whole layer; a rank may have any number of its groups, none as well. All ranks of ``group`` have to
     call. Each goes backward from its own y and share of the loss: gradients of x and of its experts are then whole,
-    those of the router want to be added up over the ranks. Raises ValueError where the experts
-    cannot be spread over the ranks, and naming an input of another shape.
+    those of the router want to be added up over the ranks. Raises ValueError where the experts cannot be spread evenly,
+    and for an input that the layer does not take: the others then wait for this rank until their group gives up.
     """
     ranks = distributed.get_world_size(group)
     if case.experts % ranks:
@@ -82,7 +82,7 @@ def expert_parallel(
     routing = _routing_here(case, x_BTD, router_ED, uniform_BT)
     counts_WL = routing.counts_E.view(ranks, here)  # of this rank's tokens, by where the expert lives
     asked_WL = _exchanged(counts_WL, [1] * ranks, [1] * ranks, group)  # of whose tokens, for the experts here
-    sent_W, received_W = (counts.sum(1).tolist() for counts in (counts_WL, asked_WL))
+    sent_W, received_W = torch.stack((counts_WL.sum(1), asked_WL.sum(1))).tolist()
 
     arrived_MD = Exchange.apply(x_ND[routing.token_A], sent_W, received_W, group)
     said_AD = Exchange.apply(_answers(arrived_MD, asked_WL, w_in_LFD, w_out_LHD), received_W, sent_W, group)

@@ -1,13 +1,15 @@
-"""One of several ranks that answer layers whose experts are spread over them: started by test_expert_parallel.
+"""Ranks that answer layers whose experts are spread over them: started by test_expert_parallel.
 
-    python tests/kernels/moe_ffn/expert_ranks.py FOLDER RANK RANKS
+    python tests/kernels/moe_ffn/expert_ranks.py FOLDER RANKS
 
 FOLDER holds ``plan``: named pairs of a case and how many of its groups each of the first ranks has. What a rank
-answers, and the bytes that it sent to others forward and in all, goes to FOLDER/RANK.
+answers, and the bytes that it sent to others forward and in all, goes to FOLDER/RANK. The ranks are forked from one
+process, which has imported torch for all of them and has not computed anything: threads would not come along.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,8 +55,7 @@ def answer(case: MoeCase, spread: Sequence[int], rank: int, group: Any) -> Any:
     return forward, whole, sent, SENT[0] - sent
 
 
-def main() -> None:
-    folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def serve(folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
     distributed.all_to_all_single = counted
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
@@ -65,6 +66,17 @@ def main() -> None:
             answers[name] = answer(case, spread, rank, groups[len(spread)])
     torch.save(answers, folder / str(rank))
     distributed.destroy_process_group()
+
+
+def main() -> None:
+    folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
+    fork = multiprocessing.get_context("fork")
+    started = [fork.Process(target=serve, args=(folder, rank, ranks)) for rank in range(ranks)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    sys.exit(int(any(process.exitcode for process in started)))
 
 
 if __name__ == "__main__":
