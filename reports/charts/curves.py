@@ -32,7 +32,7 @@ from archbench.reports.row import Row
 from archbench.reports.words import axes_of, words
 from archbench.training import unit_of
 
-MAX_CHARTS = 16
+MAX_CHARTS = 24
 MAX_POINTS = 240  # of a line: more than the picture has pixels to tell apart
 # Values that differ by more than this are on a logarithmic axis. Bytes are read as so many more for each item: a line.
 WIDE = {"B": 100.0}
@@ -40,7 +40,7 @@ WIDE_ELSE = 3.0
 
 
 def curves(rows: Sequence[Row], looks: Mapping[str, int]) -> list[Chart]:
-    """A chart per case and series name, at most sixteen, those of the quality first.
+    """A chart per case and series name, at most ``MAX_CHARTS``, those of the quality first.
 
     Logarithmic in y where all values are positive and far apart.
     """
