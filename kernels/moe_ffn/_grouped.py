@@ -1,4 +1,4 @@
-"""Experts applied to rows that are sorted by expert, with hand-derived gradients: no padding, nobody dropped.
+"""Experts applied to rows that are sorted by expert, with hand-derived gradients: no capacities, nobody is dropped.
 
 ``grouped_ffn`` takes the rows of each expert out of x, multiplies them with its matrices, and adds what the experts say
 to each token, weighted, in one pass: a token's assignments are a bag of rows, and their weighted sum is what an

@@ -1,4 +1,4 @@
-"""Tokens sorted by expert and multiplied in groups, with gradients of its own: no padding, no room to run out of.
+"""Tokens sorted by expert and multiplied in groups, with gradients of its own: no expert runs out of room.
 
 Where the case has capacities, whom they drop is left out of the list, and an expert's group is as short as what is
 left. On CPUs each expert's two products are asked of oneDNN, with the gate computed on the way out of the first.
