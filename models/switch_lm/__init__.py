@@ -202,7 +202,7 @@ TRACK: Track[SwitchCase] = Track(
     derivation="moe",
     stacks={
         "Memory of a step, measured": tuple(f"{part}_bytes" for part in MEMORY),
-        "Memory of a step, by formula": tuple(f"{part}_formula_bytes" for part in MEMORY),
+        "Memory of a step, predicted": tuple(f"{part}_formula_bytes" for part in MEMORY),
     },
     on_request="half an hour for the first case",
     preload=("torch",),

@@ -14,7 +14,7 @@ from archbench.cells import Scalar
 from archbench.formatting import quantity
 from archbench.reports.charts import COLOURS, even_ticks
 from archbench.reports.row import Row
-from archbench.reports.words import predictions, said, words
+from archbench.reports.words import FORMULA, predictions, said, words
 
 WIDTH, LEFT, RIGHT = 860, 190, 96
 ACROSS = WIDTH - LEFT - RIGHT
@@ -112,13 +112,20 @@ def _stack(title: str, case: str, rows: Sequence[Row], kinds: Sequence[str]) -> 
         title=title,
         case=case,
         note=" ".join(filter(None, note)),
-        legend=[(min(i, COLOURS - 1), words(name)) for i, name in enumerate(kinds)],
+        legend=[(min(i, COLOURS - 1), name) for i, name in enumerate(_named(kinds))],
         bars=bars,
         ticks=[(round(LEFT + ACROSS * tick / longest, 1), quantity(tick, unit)) for tick in even_ticks(longest, unit)],
         marked=marked,
         height=TOP + len(bars) * (BAR + GAP) + AXIS,
         rows=[(row.contender, _told(row, kinds), quantity(_total(row, kinds), unit)) for row in shown],
     )
+
+
+def _named(kinds: Sequence[str]) -> list[str]:
+    """Parts in words. Where all of them are predictions, the title says so, and they are named as what they predict."""
+    named = [words(kind).split() for kind in kinds]
+    predicted = all(FORMULA in name for name in named)
+    return [" ".join(word for word in name if not (predicted and word == FORMULA)) for name in named]
 
 
 def _formula(row: Row, name: str) -> float | None:

@@ -163,6 +163,17 @@ def test_a_stack_leaves_out_what_does_not_add_up() -> None:
     assert found.bars[0].total == "5 B"
 
 
+def test_a_stack_of_predictions_looks_like_what_is_predicted() -> None:
+    names = ("a_bytes", "b_bytes", "a_formula_bytes", "b_formula_bytes")
+    metrics = {name: Metric(2.0 + i, "B") for i, name in enumerate(names)}
+    rows = [Row(machine="m", commit="c", track="t", case="k", contender="x", status="ok", metrics=metrics)]
+    seen, said_so, mixed = stacks(rows, {}, {"seen": names[:2], "predicted": names[2:], "mixed": names[:3]})
+    assert seen.legend == said_so.legend == [(0, "a"), (1, "b")]
+    assert [part.kind for part in seen.bars[0].parts] == [part.kind for part in said_so.bars[0].parts]
+    assert (seen.marked, said_so.marked) == (True, False)
+    assert mixed.legend[2:] == [(2, "a formula")]
+
+
 def test_the_instruments_are_read_in_words_and_units(results: Results) -> None:
     rows = [row for row in results.rows if row.case == CASES[1]]
     (table,) = tables(rows, results.tracks["training"].cases, ["gpipe", "base"], "token")
