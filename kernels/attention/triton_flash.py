@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.compiler import max_shared_mem
+from triton.compiler.compiler import max_shared_mem
 
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention import _triton_flash_launch as launch
