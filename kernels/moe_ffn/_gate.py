@@ -38,9 +38,9 @@ from archbench.kernels.moe_ffn._workload import names, workload
 # after every step, on CPU; all test cases with 20 seeds, and cases of 2,048 tokens, 256 and 512 wide, with two or one.
 #
 #                         y     dx    drouter  dw_in  dw_out  loss
-#   fp32, test cases      0.08  0.18  0.08     0.20   0.14    0.01
-#   fp32, 2,048 tokens    0.16  0.19  0.09     0.08   0.11    0.01
-#   bf16, test cases      0.64  0.53  0.37     0.36   0.47    0.01
+#   fp32, test cases      0.08  0.18  0.05     0.20   0.14    0.01
+#   fp32, 2,048 tokens    0.16  0.19  0.04     0.08   0.11    0.01
+#   bf16, test cases      0.64  0.53  0.23     0.36   0.47    0.01
 #   bf16, 2,048 tokens    0.52  0.62  0.18     0.33   0.35
 #   fp64, test case       0.01  0.01  0.01     0.01   0.01
 TOLERANCE = {"fp64": 1e-12, "fp32": 2e-5, "bf16": 4e-2}
