@@ -6,9 +6,8 @@ the optimizer uses them. What the forward pass allocated and what still lives wh
 *activations*, weights' copies in a smaller type included; what of it was allocated by routers and by the dispatch of
 tokens is *routing*. The highest moment of the step follows from the same list of allocations.
 
-On a GPU the profiler sees the allocations of CUDA's caching allocator, which rounds each up to 512 bytes.
-
-Letters: N tokens of a batch.
+On a GPU the profiler sees the allocations of CUDA's caching allocator, which rounds each up to 512 bytes. What was
+measured so far was measured on CPUs.
 
 Source: docs/derivations/moe.md; https://docs.pytorch.org/docs/stable/profiler.html (profile_memory)
 """
