@@ -22,6 +22,7 @@ PEERS = {
     "st_moe": "st_moe_pytorch",
     "mixture_of_experts": "mixture_of_experts",
     "transformers_mixtral": "transformers",
+    "transformers_mixtral_eager": "transformers",
 }
 CASE = MoeCase(groups=2, length=13, dim=8, hidden=12, experts=4, backward=True)
 
@@ -59,6 +60,9 @@ def test_importing_peers_says_nothing_and_finds_no_torchvision() -> None:
         ("mixture_of_experts", {"router": "switch", "top_k": 1}, "no switch"),
         ("transformers_mixtral", {"dtype": "fp64"}, "float32"),
         ("transformers_mixtral", {"router": "gshard"}, "no gshard"),
+        ("transformers_mixtral", {"dim": 6}, "multiple of 16 bytes"),
+        ("transformers_mixtral", {"hidden": 12, "dtype": "bf16"}, "multiple of 16 bytes"),
+        ("transformers_mixtral_eager", {"dtype": "fp64"}, "float32"),
     ],
 )
 def test_what_a_peer_cannot_do_it_refuses(name: str, sizes: dict[str, Any], said: str) -> None:
@@ -95,27 +99,22 @@ def test_what_the_packages_say_of_bf16_is_so() -> None:
             moe.bfloat16()(x)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "on_gpu", "wanted"),
-    [
-        ({"backward": False}, False, "eager"),
-        ({}, False, "grouped_mm"),
-        ({"backward": False}, True, "grouped_mm"),
-        ({"dim": 6}, False, "eager"),
-        ({"hidden": 12, "dtype": "bf16"}, True, "eager"),
-    ],
-)
-def test_mixtral_is_asked_in_the_way_that_suits_the_case(sizes: dict[str, Any], on_gpu: bool, wanted: str) -> None:
-    assert peer("transformers_mixtral").implementation(replace(CASE, **sizes), on_gpu) == wanted
+def test_mixtral_is_loaded_with_grouped_mm() -> None:
+    """What ``transformers_mixtral`` says is the library's own choice."""
+    peer("transformers_mixtral")
+    transformers = importlib.import_module("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    assert transformers.MixtralForCausalLM(config).config._experts_implementation == "grouped_mm"
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("chosen", ["eager", "grouped_mm", "batched_mm"])
-def test_all_of_the_librarys_implementations_are_the_same_layer(
-    chosen: str, backward: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours = peer("transformers_mixtral")
-    monkeypatch.setattr(ours, "implementation", lambda case, on_gpu: chosen)
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+def test_all_of_the_librarys_implementations_are_the_same_layer(implementation: str, backward: bool) -> None:
+    peer("transformers_mixtral")
+    mixtral = importlib.import_module("archbench.kernels.moe_ffn._mixtral")
     case = replace(CASE, backward=backward)
     inputs = TRACK.make_inputs(case, 5, "cpu")
-    assert TRACK.gate(case, inputs, TRACK.workload(case, ours.CONTENDER.build(case))(*inputs)) < 1e-6
+    assert TRACK.gate(case, inputs, TRACK.workload(case, mixtral.layer(case, implementation))(*inputs)) < 1e-6
