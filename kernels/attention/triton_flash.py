@@ -13,6 +13,7 @@ Source: Dao 2023, arXiv:2307.08691
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +24,15 @@ from triton.compiler.compiler import max_shared_mem
 from archbench.kernels.attention import AttentionCase
 from archbench.kernels.attention import _triton_flash_launch as launch
 from archbench.kernels.attention._triton_flash_launch import Saved, dense
-from archbench.kernels.attention._triton_flash_space import Kernel, shared_bytes, space
-from archbench.kernels.attention._triton_flash_tuning import Choice, Launch, fastest
+from archbench.kernels.attention._triton_flash_space import Config, Kernel, shared_bytes, space
+from archbench.kernels.triton_tuning import Choice, Launch, Tuner
 from archbench.track import Call, Contender, Unavailable
 
 HEAD_DIMS = (64, 128)
+TUNER = Tuner("triton_flash", Config, tuple(sorted(Path(__file__).parent.glob("_triton_flash_*.py"))))
 
 # By kernel, shapes, dtype, mask and device; None where the kernel is not for the dtype.
-_CHOSEN: dict[tuple[Any, ...], Choice | None] = {}
+_CHOSEN: dict[tuple[Any, ...], Choice[Config] | None] = {}
 
 
 @cache
@@ -39,7 +41,7 @@ def _gpu(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)[0], max_shared_mem(device.index)
 
 
-def _decide(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> Choice | None:
+def _decide(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch[Config]) -> Choice[Config] | None:
     """Take the file's word or race the candidates for these shapes."""
     head_dim, dtype = q_BHTD.shape[3], q_BHTD.dtype
     if triton.knobs.runtime.interpret:  # nothing to measure, and any is as right
@@ -51,10 +53,10 @@ def _decide(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: L
     )
     if not candidates:
         return None
-    return fastest(f"{kernel} {dtype} q{tuple(q_BHTD.shape)} k{tuple(k_BGTD.shape)} {causal=}", candidates, run)
+    return TUNER.fastest(f"{kernel} {dtype} q{tuple(q_BHTD.shape)} k{tuple(k_BGTD.shape)} {causal=}", candidates, run)
 
 
-def _choose(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch) -> Choice | None:
+def _choose(kernel: Kernel, q_BHTD: Tensor, k_BGTD: Tensor, causal: bool, run: Launch[Config]) -> Choice[Config] | None:
     """The configuration for these shapes and its seconds; None where the kernel is not for this dtype."""
     key = (kernel, q_BHTD.shape, k_BGTD.shape, q_BHTD.dtype, q_BHTD.device, causal)
     if key not in _CHOSEN:

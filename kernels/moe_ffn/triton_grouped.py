@@ -13,6 +13,7 @@ Source: Gale et al. 2022, arXiv:2211.15841; docs/notes/moe_ffn_triton.md
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ from archbench.kernels.moe_ffn._layers import answer
 from archbench.kernels.moe_ffn._routing import Routing, route
 from archbench.kernels.moe_ffn._triton_launch import Plan, can_copy
 from archbench.kernels.moe_ffn._triton_space import Config, Kernel, rows_of_a_tile, shared_bytes, space
-from archbench.kernels.moe_ffn._triton_tuning import Launch, fastest
+from archbench.kernels.triton_tuning import Launch, Tuner
 from archbench.track import Call, Contender, Unavailable
 
+TUNER = Tuner("triton_grouped", Config, tuple(sorted(Path(__file__).parent.glob("_triton_*.py"))))
 _CHOSEN: dict[tuple[Any, ...], Config] = {}  # by kernel, shapes, dtype and device
 
 
@@ -38,7 +40,7 @@ def _gpu(device: torch.device) -> tuple[int, int]:
     return int(properties.major), int(properties.shared_memory_per_block_optin)
 
 
-def _decide(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], run: Launch) -> Config:
+def _decide(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], run: Launch[Config]) -> Config:
     """Take the file's word or race the candidates for these shapes."""
     if triton.knobs.runtime.interpret:  # nothing to measure, and any is as right
         return space(kernel, plan.block_m, like.dtype, 8)[0]
@@ -47,10 +49,10 @@ def _decide(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], r
     candidates = copied if can_copy(copied[0], *widths) else space(kernel, plan.block_m, like.dtype, 8)
     fitting = tuple(one for one in candidates if shared_bytes(kernel, one, like.dtype) <= room)
     sizes = f"a{len(plan.token_A)} e{plan.experts} m{plan.block_m} {widths}"
-    return fastest(f"{kernel} {like.dtype} {sizes}", fitting, run)
+    return TUNER.fastest(f"{kernel} {like.dtype} {sizes}", fitting, run).config
 
 
-def _choose(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], run: Launch) -> Config:
+def _choose(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], run: Launch[Config]) -> Config:
     key = (kernel, widths, len(plan.token_A), plan.experts, plan.block_m, like.dtype, like.device)
     if key not in _CHOSEN:
         _CHOSEN[key] = _decide(kernel, plan, like, widths, run)
