@@ -39,6 +39,7 @@ ROUTERS = ("topk", "gshard", "switch", "expert_choice")
 TOP_K = {"gshard": 2, "switch": 1}  # what these routers are defined for
 Z_WEIGHT = 0.1  # of the z-loss in the loss of switch, beside a weight of 1 for balance: 1e-3 beside 1e-2 in the papers
 
+MAX_SKEW = 1000.0  # far beyond where all tokens ask the same expert
 CPU_FLOPS = 2.5e11  # a call of more is a GPU's work: it would take two cores seconds, and its check a minute
 
 
@@ -65,22 +66,30 @@ class MoeCase:
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {self.dtype!r}: allowed are {', '.join(DTYPE_BYTES)}")
         for name in ("groups", "length", "dim", "hidden", "experts", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+            self._counts(name)
+        if self.threads is not None:
+            self._counts("threads")
         if self.top_k > self.experts:
             raise ValueError(f"top_k is {self.top_k}, more than the {self.experts} experts")
         if self.top_k != TOP_K.get(self.router, self.top_k):
             raise ValueError(f"top_k is {self.top_k}, {self.router} routing has {TOP_K[self.router]}")
         if self.capacity_factor is not None and not 0 < self.capacity_factor < math.inf:
             raise ValueError(f"capacity_factor is {self.capacity_factor}, must be positive and finite, or None")
-        if not math.isfinite(self.skew):
-            raise ValueError(f"skew is {self.skew}, must be finite")
+        if not 0 <= self.skew <= MAX_SKEW:
+            raise ValueError(f"skew is {self.skew}, must be from 0 to {MAX_SKEW:g}")
+        if self.skew and self.experts > self.dim:
+            raise ValueError(f"skew is {self.skew}: tokens of {self.dim} numbers cannot lean to {self.experts} experts")
         if self.router == "topk" and self.capacity_factor is not None:
             raise ValueError(f"capacity_factor is {self.capacity_factor}: topk routing is dropless, leave it None")
         if self.router == "expert_choice" and self.capacity_factor is None:
             raise ValueError(
                 "capacity_factor is None: expert choice needs one, it says how many tokens an expert takes"
             )
+
+    def _counts(self, name: str) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}, must be a whole number of at least 1")
 
     @property
     def tokens(self) -> int:
@@ -169,6 +178,12 @@ def _check(case: MoeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
     return _gate.gate(case, inputs, outputs)
 
 
+def _rolls(case: MoeCase) -> tuple[int | None, ...]:
+    """Tokens with all that is theirs; never the router, without which they would ask other experts than were drawn."""
+    x, router, w_in, w_out, uniform, dy = 1, None, 1, 1, 1, 1
+    return (x, router, w_in, w_out, uniform, *((dy,) if case.backward else ()))
+
+
 def _skip(case: MoeCase, place: Place) -> str | None:
     most = 6.0 * case.dim * case.hidden * case.tokens * case.top_k * (3 if case.backward else 1)
     if place.device == "cpu" and most > CPU_FLOPS:
@@ -241,16 +256,17 @@ A call is the whole layer: router, the way to the experts, the experts, and the 
 contenders get the same weights, and the tokens are drawn so that no two experts are within rounding of each other where
 one is chosen and the other is not: everybody routes the same, and answers can be compared one by one, gradients too.
 
-`dense` is one layer with the same number of operations for a token, without a router; what a mixture costs beside it is
-the price of routing. `dense_equal_params` has the parameters of all experts and uses them all. Both compute something
-else, so they are timed and not ranked.
+`dense` is one layer with the same number of operations for a token, without a router; `dense_equal_params` has the
+parameters of all experts and uses them all. Both compute something else, so they are timed and not ranked. Both call
+`torch.mm`, on a CPU the vendor's BLAS, as `expert_loop` does: what that one costs beside `dense` is what routing costs.
+`sorted_grouped` multiplies by oneDNN, which is quicker on some processors, and may be below `dense` for that alone.
 
 A capacity makes tensors rectangular and drops what does not fit. `dropped` is part of the answer and is checked: nobody
 drops in silence. In dropless cases a contender that needs rectangles (`einsum_dispatch`, `st_moe`,
 `mixture_of_experts`) gives every expert room for all tokens of a group, which is what its users have to do.
 
-The limit counts the matrix products of the assignments that are kept; with a capacity their number depends on the
-tokens, and there is none."""
+The limit counts the matrix products of the assignments that are kept. Where drops or chance decide their number it is
+that of the bytes alone, which is far below."""
 
 TRACK: Track[MoeCase] = Track(
     name="moe_ffn",
@@ -262,6 +278,7 @@ TRACK: Track[MoeCase] = Track(
     make_inputs=_make_inputs,
     gate=_check,
     workload=_add_backward,
+    rolls=_rolls,
     skip=_skip,
     preload=("torch", "triton"),
     notes=NOTES,

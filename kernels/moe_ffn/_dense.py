@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn._gate import compared
-from archbench.kernels.moe_ffn._layers import expert
+from archbench.kernels.moe_ffn._layers import expert, weights_of
 from archbench.kernels.moe_ffn._workload import workload
 
 
@@ -22,10 +22,12 @@ from archbench.kernels.moe_ffn._workload import workload
 class Dense:
     """The sum of the first ``used`` experts, computed as one layer of ``used * H`` hidden units."""
 
+    case: MoeCase
     used: int
 
     def learned(self, x_BTD: Tensor, router_ED: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor) -> tuple[Tensor, ...]:
-        """What gets gradients in the backward cases."""
+        """What gets gradients in the backward cases. Raises ValueError for weights that are not the case's."""
+        weights_of(self.case, w_in_EFD, w_out_EHD)
         return x_BTD, w_in_EFD[: self.used], w_out_EHD[: self.used]
 
     def __call__(
@@ -52,4 +54,4 @@ def gate(case: MoeCase, inputs: tuple[Tensor, ...], outputs: Any, used: int) -> 
     """Largest relative error of y and the gradients of x and the weights that are used. Raises Wrong."""
     names = ("y", "dx", "dw_in", "dw_out") if case.backward else ("y",)
     wide = tuple(tensor.double() for tensor in inputs)
-    return compared(case, names, inputs, outputs, workload(case, DenseInTurn(used))(*wide))
+    return compared(case, names, inputs, outputs, workload(case, DenseInTurn(case, used))(*wide))

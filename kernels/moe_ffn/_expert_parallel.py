@@ -93,6 +93,8 @@ def expert_parallel(
 
 
 def _routing_here(case: MoeCase, x_BTD: Tensor, router_ED: Tensor, uniform_BT: Tensor) -> Routing:
+    shaped("x", x_BTD, (len(x_BTD), case.length, case.dim))
+    shaped("router", router_ED, (case.experts, case.dim))
     if len(x_BTD):
         return route(replace(case, groups=len(x_BTD)), x_BTD, router_ED, uniform_BT)
     nobody = x_BTD.new_empty(0, dtype=torch.int64)

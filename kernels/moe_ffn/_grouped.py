@@ -75,6 +75,8 @@ class Plan(NamedTuple):
 
     def gathered(self, x_ND: Tensor) -> Tensor:
         """(A, D): the tokens in the order of the list, and rows behind it to fill up the last ones."""
+        if not len(self.token_A):
+            return x_ND[:0]
         return x_ND.index_select(0, F.pad(self.token_A, (0, self.step - 1)))
 
     def summed(self, said_AD: Tensor, weight_A: Tensor | None = None) -> Tensor:

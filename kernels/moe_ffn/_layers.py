@@ -23,6 +23,12 @@ def expert(x_MD: Tensor, w_in_FD: Tensor, w_out_HD: Tensor) -> Tensor:
     return (F.silu(gate_MH) * up_MH) @ w_out_HD
 
 
+def weights_of(case: MoeCase, w_in_EFD: Tensor, w_out_EHD: Tensor) -> None:
+    """Raises ValueError naming the matrices that are not the case's."""
+    shaped("w_in", w_in_EFD, (case.experts, 2 * case.hidden, case.dim))
+    shaped("w_out", w_out_EHD, (case.experts, case.hidden, case.dim))
+
+
 def answer(case: MoeCase, y_ND: Tensor, routing: Routing) -> Any:
     """What a call returns: y (B, T, D), and for all routers but topk the loss and the number of drops."""
     y_BTD = y_ND.view(case.groups, case.length, case.dim)
@@ -33,8 +39,7 @@ def expert_by_expert(
     case: MoeCase, x_BTD: Tensor, router_ED: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor, uniform_BT: Tensor
 ) -> Any:
     """Each expert takes its tokens, answers, and what it says is added to theirs. Raises ValueError naming an input."""
-    shaped("w_in", w_in_EFD, (case.experts, 2 * case.hidden, case.dim))
-    shaped("w_out", w_out_EHD, (case.experts, case.hidden, case.dim))
+    weights_of(case, w_in_EFD, w_out_EHD)
     routing = route(case, x_BTD, router_ED, uniform_BT)
     x_ND = x_BTD.flatten(0, 1)
     y_ND = torch.zeros_like(x_ND, dtype=routing.weight_A.dtype)

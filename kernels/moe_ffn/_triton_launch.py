@@ -34,13 +34,14 @@ class Plan:
     bounds: Tensor  # int32 [2, E + 1]: where each expert's rows and tiles begin
     owners: Tensor  # int32: the expert of a tile; as many as there can be
     block_m: int
+    asked: int  # assignments there may be: how many there are differs from call to call
 
     @property
     def experts(self) -> int:
         return self.bounds.shape[1] - 1
 
 
-def plan(token_A: Tensor, counts_E: Tensor, slots_A: Tensor, ends_N: Tensor, block_m: int) -> Plan:
+def plan(token_A: Tensor, counts_E: Tensor, slots_A: Tensor, ends_N: Tensor, block_m: int, asked: int) -> Plan:
     """Lay out tiles of ``block_m`` rows on the device."""
     experts, device = len(counts_E), token_A.device
     # Each expert leaves part of a tile empty at most, and none is without a row.
@@ -50,7 +51,7 @@ def plan(token_A: Tensor, counts_E: Tensor, slots_A: Tensor, ends_N: Tensor, blo
     tiles.schedule[(experts,)](
         counts_E, bounds, owners, experts, EXPERTS=triton.next_power_of_2(experts), BLOCK_M=block_m
     )
-    return Plan(token_A, slots_A, ends_N, bounds, owners, block_m)
+    return Plan(token_A, slots_A, ends_N, bounds, owners, block_m, asked)
 
 
 def _form(tensor: Tensor, config: Config, *tile: int) -> Any:

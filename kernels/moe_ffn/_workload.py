@@ -66,7 +66,10 @@ def too_close(case: MoeCase, x_BTD: Tensor, router_ED: Tensor, uniform_BT: Tenso
     if case.router == "expert_choice":
         return _close_to_the_border(case, logits_BTE.softmax(-1))
     best_BTL = logits_BTE.topk(min(case.top_k + 1, case.experts), dim=-1).values
-    close_BT = (best_BTL.diff(dim=-1) > -MARGIN).any(-1)
+    near_BTK = best_BTL.diff(dim=-1) > -MARGIN
+    if case.router == "topk":  # who of the chosen comes first decides nothing
+        near_BTK = near_BTK[..., case.top_k - 1 :]
+    close_BT = near_BTK.any(-1)
     if case.router == "gshard":
         share_BT = best_BTL[..., :2].softmax(-1)[..., 1]
         close_BT |= (2 * share_BT - uniform_BT).abs() < MARGIN

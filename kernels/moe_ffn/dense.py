@@ -17,5 +17,5 @@ def _gate(case: MoeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
 
 
 CONTENDER: Contender[MoeCase] = Contender(
-    build=lambda case: Dense(case.top_k), family="torch", differs="a dense layer of equal operations", gate=_gate
+    build=lambda case: Dense(case, case.top_k), family="torch", differs="a dense layer of equal operations", gate=_gate
 )

@@ -17,5 +17,8 @@ def _gate(case: MoeCase, inputs: tuple[Any, ...], outputs: Any) -> float:
 
 
 CONTENDER: Contender[MoeCase] = Contender(
-    build=lambda case: Dense(case.experts), family="torch", differs="a dense layer of equal parameters", gate=_gate
+    build=lambda case: Dense(case, case.experts),
+    family="torch",
+    differs="a dense layer of equal parameters",
+    gate=_gate,
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archbench.kernels.moe_ffn import MoeCase
-from archbench.kernels.moe_ffn._layers import answer
+from archbench.kernels.moe_ffn._layers import answer, weights_of
 from archbench.kernels.moe_ffn._routing import Routing, counted, route
 from archbench.track import Contender
 
@@ -41,6 +41,7 @@ def places(case: MoeCase, routing: Routing) -> tuple[Tensor, Tensor, Tensor, Ten
 def _layer(
     case: MoeCase, x_BTD: Tensor, router_ED: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor, uniform_BT: Tensor
 ) -> Any:
+    weights_of(case, w_in_EFD, w_out_EHD)
     routing = route(case, x_BTD, router_ED, uniform_BT)
     where = places(case, routing)
     empty_BTEC = x_BTD.new_zeros(case.groups, case.length, case.experts, case.capacity)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn._grouped import grouped_ffn
-from archbench.kernels.moe_ffn._layers import answer
+from archbench.kernels.moe_ffn._layers import answer, weights_of
 from archbench.kernels.moe_ffn._routing import route
 from archbench.track import Contender
 
@@ -23,6 +23,7 @@ from archbench.track import Contender
 def _layer(
     case: MoeCase, x_BTD: Tensor, router_ED: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor, uniform_BT: Tensor
 ) -> Any:
+    weights_of(case, w_in_EFD, w_out_EHD)
     routing = route(case, x_BTD, router_ED, uniform_BT)
     return answer(case, grouped_ffn(x_BTD.flatten(0, 1), routing, w_in_EFD, w_out_EHD), routing)
 

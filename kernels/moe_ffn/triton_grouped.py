@@ -22,7 +22,7 @@ from torch import Tensor
 
 from archbench.kernels.moe_ffn import MoeCase
 from archbench.kernels.moe_ffn import _triton_launch as launch
-from archbench.kernels.moe_ffn._layers import answer
+from archbench.kernels.moe_ffn._layers import answer, weights_of
 from archbench.kernels.moe_ffn._routing import Routing, route
 from archbench.kernels.moe_ffn._triton_launch import Plan, can_copy
 from archbench.kernels.moe_ffn._triton_space import Config, Kernel, rows_of_a_tile, shared_bytes, space
@@ -48,12 +48,12 @@ def _decide(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], r
     copied = space(kernel, plan.block_m, like.dtype, major)
     candidates = copied if can_copy(copied[0], *widths) else space(kernel, plan.block_m, like.dtype, 8)
     fitting = tuple(one for one in candidates if shared_bytes(kernel, one, like.dtype) <= room)
-    sizes = f"a{len(plan.token_A)} e{plan.experts} m{plan.block_m} {widths}"
+    sizes = f"a{plan.asked} e{plan.experts} m{plan.block_m} {widths}"
     return TUNER.fastest(f"{kernel} {like.dtype} {sizes}", fitting, run).config
 
 
 def _choose(kernel: Kernel, plan: Plan, like: Tensor, widths: tuple[int, ...], run: Launch[Config]) -> Config:
-    key = (kernel, widths, len(plan.token_A), plan.experts, plan.block_m, like.dtype, like.device)
+    key = (kernel, widths, plan.asked, plan.experts, plan.block_m, like.dtype, like.device)
     if key not in _CHOSEN:
         _CHOSEN[key] = _decide(kernel, plan, like, widths, run)
     return _CHOSEN[key]
@@ -133,10 +133,12 @@ def _build(case: MoeCase) -> Call:
         raise Unavailable("its kernels have no fp64")
 
     def mixture(x_BTD: Tensor, router_ED: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor, uniform_BT: Tensor) -> Any:
+        weights_of(case, w_in_EFD, w_out_EHD)
         routing = route(case, x_BTD, router_ED, uniform_BT)
         x_ND, w_in_EFD, w_out_EHD = _dense(x_BTD.flatten(0, 1)), _dense(w_in_EFD), _dense(w_out_EHD)
-        rows = rows_of_a_tile(len(routing.token_A), case.experts, x_ND.dtype)
-        plan = launch.plan(routing.token_A, routing.counts_E, *by_token(routing, case.tokens), rows)
+        asked = case.assignments or case.tokens * case.top_k
+        rows = rows_of_a_tile(asked, case.experts, x_ND.dtype)
+        plan = launch.plan(routing.token_A, routing.counts_E, *by_token(routing, case.tokens), rows, asked)
         weight_A = routing.weight_A.contiguous()
         if torch.is_grad_enabled():
             y_ND = _Experts.apply(x_ND, weight_A, w_in_EFD, w_out_EHD, plan)

@@ -10,7 +10,7 @@ Modules whose name starts with an underscore are private to the track. There is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
@@ -158,6 +158,10 @@ def _none(case: Any) -> int:
     return 0
 
 
+def _longest_axes(case: Any) -> None:
+    return None
+
+
 def _no_data(case: Any) -> Data | None:
     return None
 
@@ -180,6 +184,7 @@ class Track(Generic[CaseT]):
     item: str = "call"  # what latency_s and energy_j are per: "token"
     items: Callable[[CaseT], int] = _one  # how many of them one call of a case is
     rereads: Callable[[CaseT], int] = _none  # how often one call reads all its bytes though a pass before it did
+    rolls: Callable[[CaseT], Sequence[int | None] | None] = _longest_axes  # of each input, see harness.pool
     data: Callable[[CaseT], Data | None] = _no_data  # what a case is measured on, where that is not drawn from the seed
     protocol: str = "duel"  # a measuring protocol of archbench.harness.protocols
     quality: str = ""  # a metric of its training runs (a fraction, lower is better) that ranks in the time's place

@@ -2,8 +2,10 @@
 
 The sets rotate, so that one round leaves the last-level cache. After its use, untimed, a set's floating-point entries
 are rolled along their longest axis by a random step: the values are drawn as before, rows stay rows, and an answer
-remembered by value is an answer to another question. A set that was just used is in the cache anyway, and has left it
-again when its turn comes. Integers (indices, offsets) stay as they are: rolled, they might not be valid.
+remembered by value is an answer to another question. Where entries belong together, token by token, the track names the
+axis of each (``Track.rolls``), so that the question stays as hard as it was drawn. A set that was just used is in the
+cache anyway, and has left it again when its turn comes. Integers (indices, offsets) stay as they are: rolled, they
+might not be valid.
 
 Rolls add up, so what a set must hold is known at any time: at the end every set is compared with it.
 """
@@ -20,12 +22,14 @@ from archbench.checks import Wrong
 from archbench.hardware.timers import Inputs
 from archbench.harness.tensors import duplicate, is_tensor, refill, same
 
+Rolls = Sequence[int | None]
+
 
 class Pool:
     """``count`` copies of ``base``, each rolled by a step of its own."""
 
-    def __init__(self, base: Inputs, count: int, rng: random.Random) -> None:
-        self._base, self._rng = base, rng
+    def __init__(self, base: Inputs, count: int, rng: random.Random, rolls: Rolls | None = None) -> None:
+        self._base, self._rng, self._rolls = base, rng, rolls
         self.sets = [duplicate(base) for _ in range(count)]
         self._steps = dict.fromkeys(map(id, self.sets), 0)
         self.renew(self.sets)
@@ -34,7 +38,7 @@ class Pool:
         """Give the sets of a batch values nobody has seen in them."""
         for inputs in {id(inputs): inputs for inputs in used}.values():
             step = self._rng.randrange(1, 1 << 30)
-            refill(inputs, rolled(inputs, step))
+            refill(inputs, rolled(inputs, step, self._rolls))
             self._steps[id(inputs)] += step
 
     def restore(self, inputs: Inputs) -> None:
@@ -49,19 +53,27 @@ class Pool:
                     raise Wrong(f"changed its input[{i}] in place while it was timed")
 
     def _expected(self, inputs: Inputs) -> Inputs:
-        return rolled(self._base, self._steps[id(inputs)])
+        return rolled(self._base, self._steps[id(inputs)], self._rolls)
 
 
-def rolled(inputs: Inputs, step: int) -> Inputs:
-    """The inputs with every floating-point entry rolled along its longest axis; the others themselves."""
-    return tuple(_rolled(entry, step) for entry in inputs)
+def rolled(inputs: Inputs, step: int, rolls: Rolls | None = None) -> Inputs:
+    """The inputs with every floating-point entry rolled, along its longest axis where no other is named; the others
+    themselves. ``rolls``: an axis for each input, None where it stays as it is.
+    """
+    axes = [_longest(entry) for entry in inputs] if rolls is None else rolls
+    return tuple(_rolled(entry, step, axis) for entry, axis in zip(inputs, axes, strict=True))
 
 
-def _rolled(entry: Any, step: int) -> Any:
-    if is_tensor(entry) and entry.is_floating_point() and entry.dim():
-        axis = max(range(entry.dim()), key=lambda i: entry.shape[i])
+def _longest(entry: Any) -> int | None:
+    shape = tuple(getattr(entry, "shape", ()))
+    return max(range(len(shape)), key=shape.__getitem__) if shape else None
+
+
+def _rolled(entry: Any, step: int, axis: int | None) -> Any:
+    if axis is None:
+        return entry
+    if is_tensor(entry) and entry.is_floating_point():
         return entry.detach().roll(step % max(1, entry.shape[axis]), axis)
-    if isinstance(entry, np.ndarray) and entry.dtype.kind == "f" and entry.ndim:
-        axis = int(np.argmax(entry.shape))
+    if isinstance(entry, np.ndarray) and entry.dtype.kind == "f":
         return np.roll(entry, step % max(1, entry.shape[axis]), axis)
     return entry

@@ -76,7 +76,7 @@ def input_pool(setting: Setting) -> Pool:
     size = size_bytes(base)
     wanted = math.ceil(setting.cache_bytes / size) + 1 if size else 1
     allowed = int(setting.place.memory_bytes * MEMORY_SHARE / size) if size else 1
-    return Pool(base, max(1, min(wanted, allowed, MAX_INPUT_SETS)), setting.rng)
+    return Pool(base, max(1, min(wanted, allowed, MAX_INPUT_SETS)), setting.rng, examiner.track.rolls(examiner.case))
 
 
 class _KeptSample:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="no torch installed")
 
 from torch import Tensor
 
+from archbench.discovery import load_contender
 from archbench.kernels.moe_ffn import ROUTERS, MoeCase, _routing
 from archbench.kernels.moe_ffn._layers import expert_by_expert
 from archbench.kernels.moe_ffn._routing import route, routing
@@ -125,3 +126,18 @@ def test_where_nobody_looks_a_draw_that_is_not_a_number_is_seen(monkeypatch: pyt
     found = route(case, **inputs)
     assert found.weight_A[found.token_A == 0].isnan().all()
     assert found.weight_A[found.token_A > 0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "contender", ["expert_loop", "sorted_grouped", "einsum_dispatch", "dense", "dense_equal_params"]
+)
+@pytest.mark.parametrize("name", ["w_in", "w_out"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_weights_of_another_shape_are_refused_by_name(contender: str, name: str, axis: int) -> None:
+    case, inputs = given()
+    call = load_contender("moe_ffn", contender).entry.build(case)  # type: ignore[union-attr]
+    weights = {"w_in": torch.randn(4, 6, 5), "w_out": torch.randn(4, 3, 5)}
+    weights[name] = torch.cat((weights[name], weights[name].narrow(axis, 0, 1)), axis)
+    x, router, uniform = inputs.values()
+    with pytest.raises(ValueError, match=f"^{name} has shape"):
+        call(x, router, *weights.values(), uniform)

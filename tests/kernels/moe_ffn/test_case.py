@@ -53,9 +53,12 @@ def test_axes_give_every_size_its_full_name() -> None:
     [
         ({"router": "hash"}, "router 'hash': allowed are topk, gshard, switch, expert_choice"),
         ({"dtype": "fp16"}, "dtype 'fp16': allowed are fp64, fp32, bf16"),
-        *(({name: 0}, f"{name} is 0, must be at least 1") for name in ("groups", "length", "dim", "hidden", "experts")),
-        ({"top_k": 0}, "top_k is 0, must be at least 1"),
-        ({"top_k": -1}, "top_k is -1, must be at least 1"),
+        *(
+            ({name: 0}, f"{name} is 0, must be a whole number of at least 1")
+            for name in ("groups", "length", "dim", "hidden", "experts")
+        ),
+        ({"top_k": 0}, "top_k is 0, must be a whole number of at least 1"),
+        ({"top_k": -1}, "top_k is -1, must be a whole number of at least 1"),
         ({"top_k": 5}, "top_k is 5, more than the 4 experts"),
         ({"experts": 1, "router": "gshard"}, "top_k is 2, more than the 1 experts"),
         ({"router": "switch"}, "top_k is 2, switch routing has 1"),
@@ -66,7 +69,11 @@ def test_axes_give_every_size_its_full_name() -> None:
         ),
         ({"capacity_factor": 1.0}, r"capacity_factor is 1.0: topk routing is dropless, leave it None"),
         ({"router": "expert_choice"}, "capacity_factor is None: expert choice needs one"),
-        *(({"skew": skew}, "skew is .*, must be finite") for skew in (math.inf, -math.inf, math.nan)),
+        *(({"skew": skew}, "skew is .*, must be from 0 to 1000") for skew in (math.inf, -1.0, math.nan, 1e300)),
+        ({"skew": 1.0, "experts": 9}, "skew is 1.0: tokens of 8 numbers cannot lean to 9 experts"),
+        *(({"length": size}, "length is .*, must be a whole number") for size in (math.nan, math.inf, 2.5, "2", True)),
+        ({"top_k": math.nan}, "top_k is nan, must be a whole number"),
+        *(({"threads": threads}, "threads is .*, must be a whole number") for threads in (0, -1, math.nan, "2")),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused_by_name(sizes: dict[str, Any], said: str) -> None:

@@ -24,6 +24,7 @@ GSHARD = MoeCase(4, 15, 8, 6, 4, router="gshard", capacity_factor=1.0, dtype="fp
 SWITCH = MoeCase(4, 15, 8, 6, 4, 1, router="switch", capacity_factor=1.0, skew=1.0, dtype="fp64", backward=True)
 CHOICE = MoeCase(4, 15, 8, 6, 4, router="expert_choice", capacity_factor=1.0, dtype="fp64", backward=True)
 ONE_EXPERT = MoeCase(4, 9, 8, 6, 4, 1, skew=60.0, dtype="fp64", backward=True)
+ONE_EXPERT_FLOAT = replace(ONE_EXPERT, dtype="fp32")  # products by oneDNN, which other ranks have no rows for
 FLOAT = MoeCase(4, 13, 8, 6, 8, dtype="fp32", backward=True)
 BF16 = MoeCase(4, 13, 16, 24, 4, router="gshard", capacity_factor=1.25, dtype="bf16", backward=True)
 UNEVEN = MoeCase(4, 13, 8, 6, 6, dtype="fp64", backward=True)
@@ -33,6 +34,7 @@ CASES = {
     "switch": SWITCH,
     "expert choice": CHOICE,
     "one expert gets all": ONE_EXPERT,
+    "one expert gets all, fp32": ONE_EXPERT_FLOAT,
     "fp32": FLOAT,
     "bf16": BF16,
 }

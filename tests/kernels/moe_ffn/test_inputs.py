@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="no torch installed")
 
 from torch import Tensor
 
+from archbench.harness.pool import rolled
 from archbench.kernels.moe_ffn import TRACK, MoeCase, _workload
 from archbench.kernels.moe_ffn._layers import expert_by_expert
 from archbench.kernels.moe_ffn._routing import logits_of, route, routing
@@ -142,3 +143,24 @@ def test_a_loss_moves_the_router_as_much_as_the_answers_do() -> None:
         by_loss = by_loss * case.tokens * case.dim**0.5
         by_answers = whole - by_loss
         assert 0.1 < float(by_loss.norm() / by_answers.norm()) < 10
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: case.slug)
+def test_what_is_timed_asks_the_experts_as_the_gate_does(case: MoeCase) -> None:
+    """Between timed calls inputs are rolled; the router's decisions, their margins and the drops roll along."""
+    given = make_inputs(case, 1, "cpu")
+    later = rolled(given, 101, TRACK.rolls(case))
+    assert not torch.equal(given[0], later[0])
+    assert not too_close(case, later[0], later[1], later[4]).any()
+    loads = [route(case, x, router, uniform).counts_E.sort().values for x, router, _, _, uniform in (given, later)]
+    if case.capacity_factor is None or case.router == "expert_choice":
+        assert torch.equal(*loads)
+    if case.skew:
+        firsts = [logits_of(x, router).argmax(-1).flatten().bincount() for x, router, *_ in (given, later)]
+        assert torch.equal(*firsts)
+
+
+def test_the_order_of_those_that_are_chosen_decides_nothing() -> None:
+    """All experts are chosen: however near they are, a token need not be drawn again."""
+    case = MoeCase(1, 64, 8, 2, 256, top_k=256)
+    assert not too_close(case, *make_inputs(case, 1, "cpu")[:2], torch.zeros(1, 64)).any()

@@ -20,12 +20,12 @@ triton = pytest.importorskip("triton", reason="no Triton for this platform")
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from archbench.kernels.moe_ffn import TRACK, MoeCase
+from archbench.kernels.moe_ffn import TRACK, MoeCase, triton_grouped
 from archbench.kernels.moe_ffn import _triton_backward as backward
 from archbench.kernels.moe_ffn import _triton_forward as forward
 from archbench.kernels.moe_ffn import _triton_tiles as tiles
 from archbench.kernels.moe_ffn._routing import Routing
-from archbench.kernels.moe_ffn._triton_launch import COLUMNS
+from archbench.kernels.moe_ffn._triton_launch import COLUMNS, Plan
 from archbench.kernels.moe_ffn._triton_space import (
     KERNELS,
     Config,
@@ -256,3 +256,20 @@ def test_it_says_what_it_cannot_do() -> None:
     assert CONTENDER.device == "cuda"
     with pytest.raises(Unavailable, match="no fp64"):
         CONTENDER.build(MoeCase(1, 8, 8, 8, 2, dtype="fp64"))
+
+
+def test_a_case_asks_the_clock_once_however_many_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many assignments are kept differs from call to call, and a call that is timed must not tune."""
+    asked = []
+
+    def decide(kernel: Any, plan: Any, *rest: Any) -> Any:
+        asked.append((kernel, len(plan.token_A)))
+        return None
+
+    monkeypatch.setattr(triton_grouped, "_decide", decide)
+    monkeypatch.setattr(triton_grouped, "_CHOSEN", {})
+    for kept in (10, 11, 12):
+        rows = torch.zeros(kept, dtype=torch.int64)
+        plan = Plan(rows, rows, rows, torch.zeros(2, 5, dtype=torch.int32), rows, 64, asked=16)
+        triton_grouped._choose("in", plan, torch.zeros(1), (8, 16), lambda config: None)
+    assert asked == [("in", 10)]
