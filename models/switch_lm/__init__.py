@@ -5,6 +5,12 @@ A token meets one expert, so all models but the wide one spend the same operatio
 contender's ``build(case)`` returns a factory ``seed -> model``. All make the same steps on the same windows of a text;
 ``bits_per_byte`` on its last tenth ranks.
 
+A model answers tokens (B, T) with a ``_model.Output``: logits of the next characters, and of each Switch layer a
+``Routed``, in an empty list where there is none. ``operations()`` says what a token's forward pass costs, and
+``double()`` leaves it working: in float64 it is asked whether it looks ahead. What its memory should be is known for
+a ``_model.LanguageModel`` of ``Dense`` and ``Switch`` layers; others are measured only. A factory may say
+``is_baseline``, and is believed where its model has the dense model's parameters by name and shape.
+
 Source: Fedus et al. 2021, Switch Transformers, arXiv:2101.03961
 """
 
@@ -35,22 +41,25 @@ class SwitchCase:
     capacity_factor: float = 1.25  # an expert takes so many times a token's share of a batch, rounded up
     precision: str = "fp32"  # bf16: products in bfloat16 (autocast), weights and routers in float32
     target: float = 2.4  # bits per byte at which the time to target is taken
-    curve_rows: int = 512  # windows of the test text that are looked at during training; all of them at the end
+    curve_rows: int = 512  # windows spread over the test text, looked at during training; at the end all of them are
     seeds: int = 3
     threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}")
-        for name in ("length", "width", "layers", "heads", "batch", "steps", "curve_rows", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("length", "width", "layers", "heads", "batch", "steps", "curve_rows", "seeds", "threads"):
+            count = getattr(self, name)
+            if (type(count) is not int or count < 1) and not (name == "threads" and count is None):
+                raise ValueError(f"{name} is {count!r}, must be a whole number, at least 1")
+        for name in ("lr", "capacity_factor", "target"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value!r}, must be positive and finite")
         if self.layers < 2:
             raise ValueError(f"layers is {self.layers}: every second one is a Switch layer, so at least 2")
         if self.width % self.heads:
             raise ValueError(f"heads is {self.heads}: must divide the width {self.width}")
-        if not 0 < self.capacity_factor < float("inf"):
-            raise ValueError(f"capacity_factor is {self.capacity_factor}, must be positive and finite")
 
     @property
     def slug(self) -> str:
@@ -60,7 +69,7 @@ class SwitchCase:
 
     @property
     def axes(self) -> dict[str, str | int | float | bool]:
-        return {
+        axes: dict[str, str | int | float | bool] = {
             "data": self.data,
             "length": self.length,
             "width": self.width,
@@ -71,6 +80,7 @@ class SwitchCase:
             "capacity_factor": self.capacity_factor,
             "dtype": self.precision,
         }
+        return axes | {"threads": self.threads} if self.threads else axes
 
     @property
     def dtype(self) -> str:
@@ -160,14 +170,19 @@ a batch, in the order of the tokens; a token that finds no room passes the layer
 each Switch layer the loss has 1e-2 of the load-balancing loss and 1e-3 of the z-loss. Recipe, windows and order are
 those of all; the learning rate was chosen on `dense`.
 
-**Quality** is `bits_per_byte` on the last tenth of the text after the last step: equal steps, equal operations, and at
-the even load of the experts nearly equal time. Bytes are those of the characters in UTF-8. `bits_per_byte_equal_time`
-is where the run stood when the dense run of its seed had ended, its steps being slower by `step_slowdown` (measured in
-pairs of steps, right after the run); a quicker one gets no more steps than it made. `bits_per_byte_equal_flops` is the
+**Quality** is `bits_per_byte` on all windows of the last tenth of the text after the last step: equal steps, equal
+operations, and at the even load of the experts nearly equal time. Bytes are those of the characters in UTF-8.
+`bits_per_byte_equal_time` is where the run stood when the dense run of its seed had ended, its steps being slower by
+`step_slowdown` (measured in pairs of steps, right after the run); a quicker one gets no more steps than it made.
+`bits_per_byte_equal_flops` is the
 same for the operations of the products. `steps_share` is the share of the steps after which a run is as good as the
 dense one of its seed at its end: half of it is twice as fast in steps. `seconds_share` is that times `step_slowdown`.
-Both are left out where a run never gets there, so their mean is over the seeds that did. In the middle of a run the
-learning rate is still high: what is read off there is to a Switch model's disadvantage.
+Both compare the two curves, which are of `curve_rows` windows spread evenly over the test text, where the ranked number
+is of all windows. Both are left out where a run never gets there, so their mean is over the seeds that did. In the
+middle of a run the learning rate is still high: what is read off there is to a Switch model's disadvantage.
+
+**No answer may depend on what follows it.** After a run the last characters of a window are changed, and the logits
+before them must stay, in float64 to nine digits; a model that looks ahead has no row.
 
 **Load.** `load_entropy` is that of the experts' load, as asked for, over the largest there can be: 1 is even.
 `load_imbalance` is 1 less that, on the whole test text. `dropped_share` is the share of tokens without an expert. Both

@@ -17,7 +17,8 @@ def at(curve: Curve, step: float) -> float:
     for point in curve:
         if point[0] >= step:
             share = (step - before[0]) / (point[0] - before[0]) if point[0] > before[0] else 1.0
-            return before[1] + min(1.0, max(0.0, share)) * (point[1] - before[1])
+            share = min(1.0, max(0.0, share))
+            return (1 - share) * before[1] + share * point[1]  # exact at both points
         before = point
     return curve[-1][1]
 

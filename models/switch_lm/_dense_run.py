@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from archbench.checks import Wrong
-from archbench.models._kept import kept, name_of
+from archbench.models._kept import DAMAGED, kept, name_of
 from archbench.models.switch_lm import SwitchCase, _model, _text
 from archbench.models.switch_lm._model import LanguageModel, dense
 from archbench.models.switch_lm._text import evaluation, loss, text_of
@@ -40,12 +40,13 @@ def dense_run(case: SwitchCase, seed: int, device: Device, *, anew: bool = False
     with kept("switch_lm", f"{case.data}-{seed}-{identity(case, seed, device)}") as path:
         if anew:
             path.unlink(missing_ok=True)
+        found = path.exists()
         try:
             history = fit(
                 model, loss, task.batches(seed), watch, recipe_of(case), seed=seed, device=device, checkpoint=path
             )
-        except ValueError:
-            if not path.exists():
+        except DAMAGED:
+            if not found:
                 raise
             path.unlink()  # damaged: it is made again
             history = None
@@ -58,7 +59,7 @@ def dense_run(case: SwitchCase, seed: int, device: Device, *, anew: bool = False
 
 def identity(case: SwitchCase, seed: int, device: Device) -> str:
     """All that decides the dense model's run; what is asked of experts does not."""
-    fixed = replace(case, capacity_factor=1.0, target=0.0, seeds=1)
+    fixed = replace(case, capacity_factor=1.0, target=1.0, seeds=1)
     task = text_of(case)
     parts = [asdict(fixed), seed, asdict(recipe_of(case)), task.train.origin.fingerprint, task.test.origin.fingerprint]
     return name_of(parts, [_model, _text], device)

@@ -28,7 +28,7 @@ from archbench.models._profile import Event, annotation, interval, intervals, pr
 from archbench.models.switch_lm import SwitchCase
 from archbench.models.switch_lm._dense_run import recipe_of
 from archbench.models.switch_lm._memory_formula import FLOAT, Formula
-from archbench.models.switch_lm._model import DISPATCH, ROUTER, LanguageModel, Output, Switch
+from archbench.models.switch_lm._model import DISPATCH, ROUTER, Dense, LanguageModel, Output, Switch
 from archbench.models.switch_lm._text import loss, text_of
 from archbench.models.train import Step
 from archbench.track import Device
@@ -49,27 +49,35 @@ class Parts(NamedTuple):
     kept: tuple[int, ...]
 
 
-def profile(case: SwitchCase, model: LanguageModel, device: Device) -> dict[str, float]:
-    """``parameters_bytes`` and so on of one step, and ``parameters_formula_bytes`` and so on. Weights stay the same."""
+def profile(case: SwitchCase, model: nn.Module, device: Device) -> dict[str, float]:
+    """``parameters_bytes`` and so on of one step, and ``parameters_formula_bytes`` and so on. Weights stay the same.
+
+    A model of another build than those here has no formula.
+    """
     found = measured(case, model, device)
-    metrics: dict[str, float] = {}
-    for part, size in formula_of(case, model).parts(found.kept).items():
-        if size:  # a dense model has no routing
-            metrics |= {f"{part}_bytes": float(getattr(found, part)), f"{part}_formula_bytes": float(size)}
+    parts = {part: getattr(found, part) for part in Parts._fields if part != "kept"}
+    metrics = {f"{part}_bytes": float(size) for part, size in parts.items() if size}  # a dense model has no routing
+    if formula := formula_of(case, model):
+        metrics |= {f"{part}_formula_bytes": float(size) for part, size in formula.parts(found.kept).items() if size}
     return metrics
 
 
-def formula_of(case: SwitchCase, model: LanguageModel) -> Formula:
-    """For the sizes a model was made with; its tensors are not counted."""
+def formula_of(case: SwitchCase, model: nn.Module) -> Formula | None:
+    """For the sizes a model was made with; its tensors are not counted. None where it is built in another way."""
+    if not isinstance(model, LanguageModel) or len(model.blocks) != case.layers:
+        return None
     characters = text_of(case).characters
-    layer = next(block.feed_forward for at, block in enumerate(model.blocks) if case.is_switched(at))
-    if not isinstance(layer, Switch):
+    layers = [block.feed_forward for at, block in enumerate(model.blocks) if case.is_switched(at)]
+    layer = layers[0]
+    if all(type(each) is Dense for each in layers):
         return Formula(case, characters, layer.rise.weight.shape[0])
-    router = layer.router_dtype.itemsize if layer.router_dtype else FLOAT
-    return Formula(case, characters, layer.rise_EDF.shape[2], layer.experts, router)
+    if all(type(each) is Switch for each in layers):
+        router = layer.router_dtype.itemsize if layer.router_dtype else FLOAT
+        return Formula(case, characters, layer.rise_EDF.shape[2], layer.experts, router)
+    return None
 
 
-def measured(case: SwitchCase, model: LanguageModel, device: Device) -> Parts:
+def measured(case: SwitchCase, model: nn.Module, device: Device) -> Parts:
     kept: list[int] = []
 
     def look(_module: nn.Module, _batch: Any, output: Output) -> None:

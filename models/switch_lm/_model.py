@@ -282,5 +282,10 @@ def dense(case: SwitchCase, times: int = 1) -> Factory:
 
 
 def switch(case: SwitchCase, experts: int, router_dtype: torch.dtype | None = None) -> Factory:
-    """The model with Switch layers; a router is computed in float32 unless it is told otherwise."""
+    """The model with Switch layers; a router is computed in float32 unless it is told otherwise.
+
+    Raises ValueError for fewer than two experts, between which there is nothing to choose.
+    """
+    if type(experts) is not int or experts < 2:
+        raise ValueError(f"experts is {experts!r}, must be a whole number, at least 2")
     return Factory(case, lambda: Switch(case.width, case.hidden, experts, case.capacity_factor, router_dtype))

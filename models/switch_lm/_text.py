@@ -35,6 +35,9 @@ class NextCharacters:
     def __init__(self, case: SwitchCase) -> None:
         self.case = case
         self.train, self.test = data.load_text(case.data, "train"), data.load_text(case.data, "test")
+        data.Windows(self.train, case.batch, case.length)  # a text too short for the case is found out here
+        self.windows = (len(self.test) - 1) // case.length  # of the test text; less than one is left over
+        self._test = data.Windows(self.test, max(1, self.windows), case.length, train=False)(0)
         self.origin = self.train.origin
         self.characters = self.train.vocabulary
         self.bytes_V = torch.tensor([len(character.encode()) for character in self.train.characters])
@@ -43,19 +46,19 @@ class NextCharacters:
         return data.Windows(self.train, self.case.batch, self.case.length, seed)
 
     def test_batches(self, rows: int) -> list[Batch]:
-        """The first windows of the test text, as many batches of the training's size as ``rows`` fill, one at least."""
-        windows = data.Windows(self.test, self.case.batch, self.case.length, train=False)
-        there = (len(self.test) - 1) // self.case.length
-        return [windows(step) for step in range(max(1, min(rows, there) // self.case.batch))]
+        """So many windows, or all, spread evenly over the test text: batches of the training's size and a short one."""
+        rows = min(rows, self.windows)
+        chosen = torch.arange(rows) * self.windows // rows
+        return [(self._test[0][part], self._test[1][part]) for part in chosen.split(self.case.batch)]
 
 
 @cache
 def text_of(case: SwitchCase) -> NextCharacters:
-    """The task with its text, loaded once in a process. Raises Unavailable where the text is nowhere."""
+    """The task with its text, loaded once in a process. Raises Unavailable where the text is nowhere or of no use."""
     try:
         return NextCharacters(case)
-    except data.DataMissing as missing:
-        raise Unavailable(str(missing)) from missing
+    except data.BadData as bad:
+        raise Unavailable(str(bad)) from bad
 
 
 def make_inputs(case: SwitchCase, seed: int, device: Device) -> tuple[Tensor, ...]:
@@ -103,12 +106,16 @@ def evaluation(case: SwitchCase, rows: int, device: Device) -> Evaluation:
 def _loads(routed: Sequence[Sequence[Any]], tokens: int) -> dict[str, float]:
     """Entropy of the experts' load as a share of the largest there can be, and the share of tokens without an expert.
 
-    Both are means over the Switch layers; the load is what was asked for, whether there was room or not.
+    Both are means over the Switch layers; the load is what was asked for, whether there was room or not, and found as
+    the routing finds it: of equal logits argmax may take another.
     """
     entropies, dropped = [], 0
     for layer in zip(*routed, strict=True):
         experts = layer[0].logits_NE.shape[-1]
-        load_E = sum(torch.bincount(found.logits_NE.argmax(-1), minlength=experts) for found in layer) / tokens
+        load_E = (
+            sum(torch.bincount(found.logits_NE.topk(1).indices.flatten(), minlength=experts) for found in layer)
+            / tokens
+        )
         entropies.append(float(torch.special.entr(load_E).sum()) / math.log(experts))
         dropped += sum(int(found.routing.dropped) for found in layer)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -178,6 +179,20 @@ def test_the_auxiliary_losses_of_all_switch_layers_are_added(batch: tuple[Tensor
             added += 1e-3 * float(found.logits_NE.exp().sum(-1).log().square().mean())
         assert len(routed) == 2
         assert float(loss(model, *batch)) == pytest.approx(float(nats) + added, rel=1e-5)
+
+
+@pytest.mark.parametrize("experts", [1, 0, -1, 2.5])
+def test_a_switch_model_has_two_experts_or_more(experts: int) -> None:
+    with pytest.raises(ValueError, match=f"experts is {experts}"):
+        switch(CASE, experts)
+
+
+@pytest.mark.parametrize("content", [b"hello world. " * 9, b"\xff\xfe\x00" * 300], ids=["short", "binary"])
+def test_a_text_of_no_use_is_no_crash(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.txt").write_bytes(content)
+    monkeypatch.setenv("ARCHBENCH_DATA", str(tmp_path))
+    with pytest.raises(Unavailable, match="mine"):
+        dense(SwitchCase("mine"))
 
 
 def test_a_text_that_is_nowhere_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

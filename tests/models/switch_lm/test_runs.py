@@ -102,10 +102,48 @@ def test_bits_are_counted_for_each_byte() -> None:
     model = dense(CASE)(0)
     torch.nn.init.zeros_(model.head.weight)
     task = text_of(CASE)
-    rows = (len(task.test) - 1) // CASE.length // CASE.batch * CASE.batch
-    text = task.test.decode(task.test.tokens()[1 : rows * CASE.length + 1])
+    assert task.windows == (len(task.test) - 1) // CASE.length
+    assert task.windows % CASE.batch, "the last batch is a short one"
+    text = task.test.decode(task.test.tokens()[1 : task.windows * CASE.length + 1])
     expected = math.log2(task.characters) * len(text) / len(text.encode())
-    assert evaluation(CASE, len(task.test), "cpu")(model)["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert evaluation(CASE, task.windows, "cpu")(model)["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (8, [8]), (11, [8, 3])])
+def test_so_many_windows_are_watched_and_spread_over_the_test_text(rows: int, sizes: list[int]) -> None:
+    task = text_of(CASE)
+    batches = task.test_batches(rows)
+    assert [len(tokens_BT) for tokens_BT, _ in batches] == sizes
+    text = task.test.tokens()
+    windows = torch.cat([torch.cat((tokens_BT, next_BT[:, -1:]), 1) for tokens_BT, next_BT in batches])
+    for row, window in enumerate(windows):
+        begin = row * task.windows // rows * CASE.length
+        assert torch.equal(window, text[begin : begin + CASE.length + 1])
+
+
+@torch.no_grad()
+def test_a_short_last_batch_weighs_by_its_tokens() -> None:
+    task, model = text_of(CASE), switch(CASE, 4)(0)
+    whole, parts = evaluation(CASE, 11, "cpu"), []
+    for tokens_BT, next_BT in task.test_batches(11):
+        nats = torch.nn.functional.cross_entropy(model(tokens_BT).logits_BTV.flatten(0, 1), next_BT.flatten())
+        parts.append((float(nats) * next_BT.numel(), int(task.bytes_V[next_BT].sum())))
+    expected = sum(nats for nats, _ in parts) / math.log(2) / sum(size for _, size in parts)
+    assert whole(model)["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_load_is_counted_as_the_router_chose() -> None:
+    """Logits of bfloat16 are equal often, and argmax then takes another expert than the router."""
+    case = replace(CASE, precision="bf16", batch=64)
+    model = switch(case, 8, torch.bfloat16)(0)
+    with torch.no_grad():
+        model.blocks[1].feed_forward.router_ED.zero_()
+    (found,) = model(torch.cat([tokens_BT for tokens_BT, _ in text_of(case).test_batches(64)])).routed
+    seen = evaluation(case, 64, "cpu")(model)
+    share_E = torch.nn.functional.one_hot(found.logits_NE.unsqueeze(0).topk(1).indices.flatten(), 8).double().mean(0)
+    assert seen["load_entropy"] == pytest.approx(float(torch.special.entr(share_E).sum()) / math.log(8), abs=1e-6)
+    kept = torch.minimum(share_E * case.tokens, torch.tensor(math.ceil(1.25 * case.tokens / 8)))
+    assert seen["dropped_share"] == pytest.approx(1 - float(kept.sum()) / case.tokens)
 
 
 def test_the_dense_run_is_kept_by_all_that_decides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +208,28 @@ def test_the_data_has_a_name_an_origin_and_a_fingerprint() -> None:
         ({"layers": 1}, "layers is 1"),
         ({"heads": 3}, "heads is 3: must divide"),
         ({"capacity_factor": 0.0}, "capacity_factor is 0.0"),
+        ({"capacity_factor": "1"}, "capacity_factor is '1'"),
+        ({"length": 2.5}, "length is 2.5"),
+        ({"batch": math.inf}, "batch is inf"),
+        ({"width": math.nan}, "width is nan"),
+        ({"seeds": True}, "seeds is True"),
+        ({"curve_rows": None}, "curve_rows is None"),
+        ({"threads": 0}, "threads is 0"),
+        ({"threads": 1.5}, "threads is 1.5"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"target": math.nan}, "target is nan"),
     ],
 )
 def test_a_case_that_makes_no_sense_is_refused(change: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(CASE, **change)  # type: ignore[arg-type]
+
+
+def test_threads_are_an_axis_where_they_are_set() -> None:
+    assert "threads" not in CASE.axes
+    assert replace(CASE, threads=2).axes == CASE.axes | {"threads": 2}
 
 
 def test_large_runs_are_left_to_gpus() -> None:
