@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archbench.models._kept import kept, name_of
+from archbench.models._kept import DAMAGED, kept, name_of
 from archbench.models.data import Augment, Batches, Images, image_sets
 from archbench.models.train import History, Recipe, fit, seeded
 from archbench.models.vit_int4 import CHANNELS, CLASSES, PIXELS, VitCase, _vit
@@ -96,11 +96,11 @@ def float_network(case: VitCase, seed: int, device: Device, *, further: bool) ->
     wanted = recipe(case, further)
     name = f"{case.data}-{seed}-{identity(case, seed, device, further)}"
     with batches(case, seed + int(further)) as source, kept("vit_int4", name) as path:
-        evaluate = Evaluation(case, device)
+        evaluate, found = Evaluation(case, device), path.exists()
         try:
             return model, fit(model, loss, source, evaluate, wanted, seed=seed, device=device, checkpoint=path)
-        except ValueError:
-            if not path.exists():
+        except DAMAGED:
+            if not found:
                 raise
             path.unlink()  # damaged: it is made again
     return float_network(case, seed, device, further=further)

@@ -3,16 +3,19 @@
 # ruff: noqa: E402 - the skip comes before what needs torch
 from __future__ import annotations
 
+import io
 import multiprocessing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="no torch installed")
 
-from archbench.models import _kept, _train_step
+from archbench.models import _kept, _train_checkpoint, _train_history, _train_step, train
 from archbench.models._kept import kept, name_of
+from archbench.track import Unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +33,10 @@ def test_a_name_follows_from_all_that_decides(monkeypatch: pytest.MonkeyPatch) -
     assert len({first, *others}) == 5
 
 
-def test_the_code_of_the_training_loop_is_in_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", [_train_step, _train_history])
+def test_the_code_of_the_training_loop_is_in_the_name(part: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     first, real = name_of([], [], "cpu"), _kept.inspect.getsource
-    changed = lambda module: real(module) + " " * (module is _train_step)  # noqa: E731
+    changed = lambda module: real(module) + " " * (module is part)  # noqa: E731
     monkeypatch.setattr(_kept.inspect, "getsource", changed)
     assert name_of([], [], "cpu") != first
 
@@ -58,3 +62,45 @@ def test_another_process_waits_and_then_finds_it() -> None:
         writer.join(60)
     assert (first, second) == (False, True)
     assert [writer.exitcode for writer in writers] == [0, 0]
+
+
+def _run(path: Path) -> train.History:
+    model = torch.nn.Linear(3, 2)
+    batches = lambda step: (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))  # noqa: E731
+    loss = lambda model, x, y: torch.nn.functional.cross_entropy(model(x), y)  # noqa: E731
+    wanted = train.Recipe(steps=2, lr=0.1)
+    return train.fit(model, loss, batches, lambda model: {"test_error": 0.5}, wanted, seed=0, checkpoint=path)
+
+
+@pytest.mark.parametrize("part", ["history", "window"])
+def test_a_file_of_another_layout_is_damaged(part: str) -> None:
+    with kept("toy", "run") as path:
+        _run(path)
+        state = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        if part == "history":
+            state["history"]["a curve of later days"] = []
+        else:
+            del state[part]
+        _train_checkpoint.write(path, state)
+        with pytest.raises(_kept.DAMAGED):
+            _run(path)
+
+
+def test_a_folder_at_the_place_of_a_file_is_a_sentence(cache: Path) -> None:
+    (cache / "archbench" / "toy" / "run.pt").mkdir(parents=True)
+    with (
+        pytest.raises(Unavailable, match=r"cache .* cannot be used: .*run\.pt: Is a directory"),
+        kept("toy", "run") as path,
+    ):
+        _run(path)
+
+
+def test_a_cache_that_cannot_be_is_a_sentence(cache: Path) -> None:
+    (cache / "archbench").write_text("")
+    with pytest.raises(Unavailable, match=r"cache .* cannot be used: .*archbench"), kept("toy", "run"):
+        raise AssertionError("there is no such place")
+
+
+def test_what_fails_elsewhere_meanwhile_is_not_the_caches(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), kept("toy", "run"):
+        (tmp_path / "images").read_bytes()
