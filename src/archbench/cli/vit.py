@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EISDIR
 from os import strerror
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ vit = typer.Typer(
 app.add_typer(vit, name="vit")
 
 FORMS = ("int4", "int4_direct", "qcdq")
+PACKAGES = "`pip install 'archbench[torch,train,quant]'`"
 
 
 @vit.callback()
@@ -36,7 +38,7 @@ def export(
     form: Annotated[str, typer.Option("--form", help=f"{', '.join(FORMS)}: docs/vit-int4.md.")] = FORMS[0],
 ) -> None:
     """Train a method's network, where it trains, and write it as an ONNX file. The seed's float network is kept."""
-    from archbench.atomic import replacing
+    from archbench.atomic import write_atomically
     from archbench.discovery import UnknownName, load_contender
     from archbench.hardware.detect import detect, place
     from archbench.models.vit_int4 import TRACK
@@ -55,30 +57,52 @@ def export(
         fail(f"{method}: {loaded.reason}", 1 if loaded.status == "unsupported" else 2)
     if reason := TRACK.skip(wanted, place(detect(), "cpu")):
         fail(f"{wanted.slug}: {reason}", 1)
+    chosen = _built(method, loaded.entry, wanted)
     try:
-        if to.is_dir():
-            raise IsADirectoryError(EISDIR, strerror(EISDIR))
-        with replacing(to) as staged:
-            staged.touch()  # minutes are spent below: a place where nothing can be written says so before
-            staged.write_bytes(_graph(method, loaded.entry, wanted, seed, form))
+        _try(to)  # minutes are spent below: a place where nothing can be written says so before
+    except OSError as error:
+        fail(f"cannot write {to}: {error.strerror}", 1)
+    graph = _graph(method, chosen, wanted, seed, form)
+    try:
+        write_atomically(to, graph)
     except OSError as error:
         fail(f"cannot write {to}: {error.strerror}", 1)
     out.print(f"{to} ({to.stat().st_size / 1e6:,.3f} MB)", highlight=False, soft_wrap=True, markup=False)
 
 
-def _graph(method: str, contender: Contender[Any], case: Any, seed: int, form: Any) -> bytes:
+def _try(to: Path) -> None:
+    """Raises OSError where no file can be made; leaves nothing behind, no folder either."""
+    if to.is_dir():
+        raise IsADirectoryError(EISDIR, strerror(EISDIR))
+    with TemporaryFile(dir=next(folder for folder in to.absolute().parents if folder.exists())):
+        pass
+
+
+def _built(method: str, contender: Contender[Any], case: Any) -> Any:
+    """The method for a case. One that is not deployed as a graph is refused."""
+    try:
+        chosen: Any = contender.build(case)
+    except ImportError as error:
+        fail(f"needs the package {error.name}: {PACKAGES}", 1)
+    except Unavailable as reason:
+        fail(str(reason), 1)
+    if chosen.runtime != "onnx":
+        fail(f"{method} runs in PyTorch: there is no graph of it")
+    return chosen
+
+
+def _graph(method: str, chosen: Any, case: Any, seed: int, form: Any) -> bytes:
     """The ONNX file of a seed's finished network."""
     try:
         from archbench.models.vit_int4._export import export as exported
         from archbench.models.vit_int4._workload import Training
 
-        chosen: Any = contender.build(case)
-        if chosen.runtime != "onnx":
-            fail(f"{method} runs in PyTorch: there is no graph of it")
         with err.status(plain(f"making seed {seed} of {method}")):
             graph: bytes = exported(Training(case, chosen).made(seed, "cpu").finished, form).SerializeToString()
         return graph
     except ImportError as error:
-        fail(f"needs the package {error.name}: `pip install 'archbench[torch,train,quant]'`", 1)
+        fail(f"needs the package {error.name}: {PACKAGES}", 1)
     except Unavailable as reason:
         fail(str(reason), 1)
+    except OSError as error:  # of data, or of the cache it is kept in
+        fail(f"cannot make the network: {error.filename}: {error.strerror}", 1)

@@ -72,3 +72,23 @@ def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_trained
 ) -> None:
     monkeypatch.setattr("archbench.models.vit_int4._workload.Training.made", None)  # would raise TypeError
     assert "cannot write /proc/x.onnx" in ask("ptq_w4a4", "/proc/x.onnx", "--case", SMALL).output
+
+
+@pytest.mark.parametrize("arguments", [("bf16",), ("ptq_w4a5",), ("ptq_w4a4", "--form", "int5")])
+def test_what_is_refused_leaves_no_folder_behind(arguments: tuple[str, ...], ask: Ask, tmp_path: Path) -> None:
+    to = tmp_path / "new" / "vit.onnx"
+    assert ask(*arguments, str(to), "--case", SMALL).exit_code
+    assert not to.parent.exists()
+
+
+def test_what_cannot_be_trained_leaves_no_folder_behind_and_does_not_blame_the_target(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    to = tmp_path / "new" / "vit.onnx"
+    found = ask("ptq_w4a4", str(to), "--case", SMALL)
+    assert found.exit_code == 1
+    assert f"{tmp_path / 'file'}/archbench" in found.output
+    assert "cannot write" not in found.output
+    assert not to.parent.exists()
