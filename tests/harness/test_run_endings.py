@@ -106,6 +106,33 @@ def _run_file(scratch: Path, running: subprocess.Popen[str]) -> Path:
     return found[0]
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_contender_of_another_package_is_measured_or_missed(seen: bool, measured: Copy, tmp_path: Path) -> None:
+    """asv drops PYTHONPATH; where its own variable is set, it is its user's word."""
+    (tmp_path / "elsewhere.py").write_text((measured.top / "kernels" / "attention" / "naive.py").read_text())
+    (tmp_path / "elsewhere-1.dist-info").mkdir()
+    points = "[archbench.contenders]\nattention/elsewhere = elsewhere\n"
+    (tmp_path / "elsewhere-1.dist-info" / "entry_points.txt").write_text(points)
+    (tmp_path / "elsewhere-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
+    path = f"{measured.environment['PYTHONPATH']}{os.pathsep}{tmp_path}"
+    environment = measured.environment | {"PYTHONPATH": path}
+    if seen:
+        del environment["ASV_PYTHONPATH"]
+    targets = ["attention/naive", "attention/elsewhere", "--case", CASE, "--into", str(tmp_path / "results")]
+    done = subprocess.run(
+        [sys.executable, "-m", "archbench", "run", *targets],
+        cwd=measured.top,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    missed = "planned and not measured: attention/elsewhere (1 case): asv's processes did not find it"
+    assert (done.returncode, missed in done.stderr) == ((0, False) if seen else (1, True)), done.stderr
+    assert f"elsewhere {CASE}: " in done.stderr or not seen
+    assert "naive" in done.stdout  # the others are shown and kept
+    assert list((tmp_path / "results").glob("*/cells/*.jsonl"))
+
+
 def test_a_results_folder_that_cannot_be_is_refused_before_measuring(measured: Copy) -> None:
     results = measured.top / "reports" / "results"
     (machine,) = (path for path in results.iterdir() if path.is_dir())

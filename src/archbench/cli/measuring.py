@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,7 @@ Targets = Annotated[
 
 WAITING = "waiting: another archbench run is measuring on this machine"
 NOT_READY = "this machine is not ready to measure; --force measures all the same, and every row says so"
+NOT_SEEN = "asv's processes did not find it (a package that is not installed for them?) or ended before it was asked"
 NOTHING_KEPT = "interrupted before a cell was finished: nothing is kept"
 
 
@@ -234,6 +236,10 @@ def run(
         _say(f"no trace of {track}: torch does nothing in {', '.join(names)}")
     _print_cells(outcome.cells)
     out.print(f"results: {outcome.path}\nnext: archbench board", highlight=False, soft_wrap=True, markup=False)
+    if missing := wanted.missing(outcome.cells):
+        cases = Counter(f"{track}/{contender}" for track, contender, _ in missing)
+        names = ", ".join(f"{name} ({count} case{'s' * (count > 1)})" for name, count in cases.items())
+        fail(f"planned and not measured: {names}: {NOT_SEEN}", 1)
 
 
 def _say(sentence: str) -> None:

@@ -160,6 +160,8 @@ def _working_folder(keep_in: Path | None) -> Iterator[Path]:
 def _environment(private: Path, file: Path, forced: str) -> dict[str, str]:
     found = os.environ | {RUN_FILE: str(file), FORCED: forced}
     found.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order detection names cards in
+    if path := found.get("PYTHONPATH"):  # asv drops it, and takes its own variable instead
+        found.setdefault("ASV_PYTHONPATH", os.pathsep.join(map(os.path.abspath, path.split(os.pathsep))))
     if len(os.fsencode(private)) + _SOCKET_NAME <= _SOCKET_PATH:
         # What a killed process leaves in its temporary folder goes with ours; compiled kernels are worth keeping.
         kernels = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"

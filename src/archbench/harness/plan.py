@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from archbench.cells import Cell
 from archbench.discovery import UnknownName, load_track, select
 from archbench.harness.configuration import parameters
 from archbench.names import unknown
@@ -25,6 +27,17 @@ class Plan:
     @property
     def total(self) -> int:
         return sum(len(self.cases[track]) * len(self.contenders[track]) for track in self.cases)
+
+    def missing(self, cells: Iterable[Cell]) -> list[tuple[str, str, str]]:
+        """Track, contender and case of what is not among the cells."""
+        known = {(cell.track, cell.contender, cell.case) for cell in cells}
+        planned = [
+            (track, contender, case)
+            for track, cases in self.cases.items()
+            for contender in self.contenders[track]
+            for case in cases
+        ]
+        return [cell for cell in planned if cell not in known]
 
     def regex(self, track: str) -> str:
         """What asv's ``--bench`` must match: this track's cells and no other."""
