@@ -187,7 +187,11 @@ def test_a_switch_model_has_two_experts_or_more(experts: int) -> None:
         switch(CASE, experts)
 
 
-@pytest.mark.parametrize("content", [b"hello world. " * 9, b"\xff\xfe\x00" * 300], ids=["short", "binary"])
+@pytest.mark.parametrize(
+    "content",
+    [b"hello world. " * 9, b"hello world. " * 100, b"\xff\xfe\x00" * 300],
+    ids=["no window", "no batch", "binary"],
+)
 def test_a_text_of_no_use_is_no_crash(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.txt").write_bytes(content)
     monkeypatch.setenv("ARCHBENCH_DATA", str(tmp_path))

@@ -12,11 +12,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="no torch installed")
 
 from archbench.checks import Wrong  # noqa: E402
+from archbench.kernels.moe_ffn import MoeCase  # noqa: E402
+from archbench.kernels.moe_ffn._routing import routing  # noqa: E402
 from archbench.models.switch_lm import TRACK, SwitchCase  # noqa: E402
 from archbench.models.switch_lm._curves import at, over_time, reaches  # noqa: E402
 from archbench.models.switch_lm._dense_run import dense_run, identity  # noqa: E402
-from archbench.models.switch_lm._model import dense, switch  # noqa: E402
-from archbench.models.switch_lm._text import evaluation, text_of  # noqa: E402
+from archbench.models.switch_lm._model import Routed, dense, switch  # noqa: E402
+from archbench.models.switch_lm._text import _loads, evaluation, text_of  # noqa: E402
 from archbench.models.switch_lm._workload import Training, compared  # noqa: E402
 from archbench.track import Place  # noqa: E402
 from archbench.training import Outcome  # noqa: E402
@@ -134,16 +136,12 @@ def test_a_short_last_batch_weighs_by_its_tokens() -> None:
 
 def test_the_load_is_counted_as_the_router_chose() -> None:
     """Logits of bfloat16 are equal often, and argmax then takes another expert than the router."""
-    case = replace(CASE, precision="bf16", batch=64)
-    model = switch(case, 8, torch.bfloat16)(0)
-    with torch.no_grad():
-        model.blocks[1].feed_forward.router_ED.zero_()
-    (found,) = model(torch.cat([tokens_BT for tokens_BT, _ in text_of(case).test_batches(64)])).routed
-    seen = evaluation(case, 64, "cpu")(model)
-    share_E = torch.nn.functional.one_hot(found.logits_NE.unsqueeze(0).topk(1).indices.flatten(), 8).double().mean(0)
-    assert seen["load_entropy"] == pytest.approx(float(torch.special.entr(share_E).sum()) / math.log(8), abs=1e-6)
-    kept = torch.minimum(share_E * case.tokens, torch.tensor(math.ceil(1.25 * case.tokens / 8)))
-    assert seen["dropped_share"] == pytest.approx(1 - float(kept.sum()) / case.tokens)
+    logits_NE = torch.randint(0, 3, (64, 8), generator=torch.Generator().manual_seed(0)).bfloat16()
+    asked = MoeCase(1, 64, 4, 4, 8, 1, "switch", 8.0)
+    routed = Routed(logits_NE, routing(asked, logits_NE.unsqueeze(0), torch.empty(0)))
+    share_E = routed.routing.counts_E / 64  # with room for all
+    expected = float(torch.special.entr(share_E).sum()) / math.log(8)
+    assert _loads([[routed]], 64) == {"load_entropy": pytest.approx(expected, rel=1e-6), "dropped_share": 0}
 
 
 def test_the_dense_run_is_kept_by_all_that_decides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
