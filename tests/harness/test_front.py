@@ -62,6 +62,17 @@ def test_an_interrupted_file_keeps_its_cells_and_no_unfinished_mark(tmp_path: Pa
     front.drop_unfinished(tmp_path / "never-written")
 
 
+def test_what_is_found_through_pythonpath_is_found_in_asvs_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ASV_PYTHONPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), "beside"]))
+    found = front._environment(tmp_path, tmp_path / "cells.jsonl", "")["ASV_PYTHONPATH"]
+    assert found.split(os.pathsep) == [str(tmp_path), os.path.abspath("beside")]  # asv works in other folders
+    monkeypatch.setenv("ASV_PYTHONPATH", "/own")
+    assert front._environment(tmp_path, tmp_path / "cells.jsonl", "")["ASV_PYTHONPATH"] == "/own"
+
+
 def test_null_is_skipped_where_no_cell_stands_behind_it() -> None:
     ours, theirs = "attention.Attention.track_latency", "other.Suite.track_latency"
     params = [[f"'{SMALL}'", "'other'"], ["'naive'", "'fourier'"]]

