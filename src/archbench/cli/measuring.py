@@ -238,8 +238,8 @@ def run(
     out.print(f"results: {outcome.path}\nnext: archbench board", highlight=False, soft_wrap=True, markup=False)
     if missing := wanted.missing(outcome.cells):
         cases = Counter(f"{track}/{contender}" for track, contender, _ in missing)
-        names = ", ".join(f"{name} ({count} case{'s' * (count > 1)})" for name, count in cases.items())
-        fail(f"planned and not measured: {names}: {NOT_SEEN}", 1)
+        missed = ", ".join(f"{name} ({count} case{'s' * (count > 1)})" for name, count in cases.items())
+        fail(f"planned and not measured: {missed}: {NOT_SEEN}", 1)
 
 
 def _say(sentence: str) -> None:
