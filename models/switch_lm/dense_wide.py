@@ -1,4 +1,4 @@
-"""As many parameters as ``switch_e4``, all of which every token meets: its switched layers are four times as wide.
+"""As many parameters as switch_e4, all of which every token meets: its switched layers are four times as wide.
 
 What the same memory buys where operations are not the limit.
 

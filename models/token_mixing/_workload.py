@@ -5,14 +5,12 @@ Source: archbench.training (what a training track owes the harness)
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from archbench.cells import Data
-from archbench.checks import Wrong, to_float64
+from archbench.checks import plausible_loss
 from archbench.models.token_mixing import TokenMixingCase
 from archbench.models.token_mixing._model import Factory
 from archbench.models.token_mixing._tasks import evaluate, loss, task_of
@@ -79,13 +77,5 @@ class Training:
 
 
 def gate(case: TokenMixingCase, inputs: tuple[Tensor, ...], outputs: Any) -> float:
-    """The step's loss is a finite scalar that a classifier of so many classes can have. Raises Wrong.
-
-    A guess costs ln(classes); a model that has just begun is near it, one that trains on is below.
-    """
-    if type(outputs) is not torch.Tensor or outputs.ndim:
-        raise Wrong(f"a step returned {type(outputs).__name__}, expected its loss, a scalar tensor")
-    value, guess = float(to_float64(outputs, "loss")), math.log(task_of(case).classes)
-    if not 0 <= value <= 2 * guess:
-        raise Wrong(f"the loss is {value:.4g}; a guess among {task_of(case).classes} classes costs {guess:.3g}")
-    return 0.0
+    """A step's loss is one that a model can have. Raises Wrong."""
+    return plausible_loss(outputs, task_of(case).classes)

@@ -7,6 +7,7 @@ with ``__array__``; this module imports none of the frameworks.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,20 @@ def like(value: Any, example: Any, name: str = "output") -> None:
         raise Wrong(f"{name} is {value.dtype}, expected {example.dtype}: another precision is another question")
     if _is_plain_tensor(value) and value.device != example.device:
         raise Wrong(f"{name} is on {value.device}, expected {example.device}")
+
+
+def plausible_loss(outputs: Any, classes: int) -> float:
+    """The error, 0, of a training step's loss: a finite scalar that a classifier of so many classes can have.
+
+    A guess costs ln(classes); a model that has just begun is near it, one that trains on is below. Raises Wrong.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None or type(outputs) is not torch.Tensor or outputs.ndim:
+        raise Wrong(f"a step returned {type(outputs).__name__}, expected its loss, a scalar tensor")
+    value, guess = float(to_float64(outputs, "loss")), math.log(classes)
+    if not 0 <= value <= 2 * guess:
+        raise Wrong(f"the loss is {value:.4g}; a guess among {classes} classes costs {guess:.3g}")
+    return 0.0
 
 
 def flatten(outputs: Any, name: str = "output") -> dict[str, Any]:
