@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from archbench.cells import Cell, Metric, Run, Status
 from archbench.cli import measuring
 from archbench.harness import front, trace
 from archbench.harness.gate import Examiner
+from archbench.harness.plan import Plan
 from archbench.track import Call, Contender
 from toy_track import TRACK, honest, measured
 
@@ -128,7 +128,7 @@ def test_the_run_hands_the_folder_on_and_says_once_who_left_none(
     asked: list[Path | None] = []
     monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setattr(front, "run", done(tmp_path, asked))
-    monkeypatch.setattr("archbench.harness.plan.plan", lambda *_: SimpleNamespace(left_out=[], cases={}, total=0))
+    monkeypatch.setattr("archbench.harness.plan.plan", lambda *_: Plan(cases={}, contenders={}))
     monkeypatch.setattr("archbench.hardware.preflight.preflight", lambda **_: [])
     said: list[str] = []
     monkeypatch.setattr(measuring, "_say", said.append)
