@@ -1,10 +1,10 @@
-"""Contenders of ``moe_ffn`` against ``sorted_grouped``, and that one against its own matrix products, in one process.
+"""Contenders of ``moe_ffn`` against ``sorted_grouped``, and that one against bare matrix products, in one process.
 
 ``archbench run`` pairs everything with ``dense``, so two contenders meet in two runs only. Here all of them take turns,
 in random order, with the matrix products alone: the router's, and each expert's two on rows that are sorted already,
-written into tensors that are there already; once by ``torch.mm`` and once as ``sorted_grouped`` multiplies. Each answer
-passes the gate first, and the largest difference from the answers of ``sorted_grouped`` is printed. Run by hand, it is
-no part of the test suite:
+once by ``torch.mm``, written into tensors that are there already, and once by oneDNN. Each answer passes the gate first,
+and the largest difference from the answers of ``sorted_grouped`` is printed. Run by hand, it is no part of the test
+suite:
 
     python tests/moe_pairs.py st_moe mixture_of_experts transformers_mixtral \\
         --case b8-t256-d256-h896-e8-k2-topk-fp32-fwd
@@ -86,7 +86,7 @@ def by_mm(a_MK: Tensor, b_NK: Tensor, out_MN: Tensor) -> None:
 
 
 def by_product(a_MK: Tensor, b_NK: Tensor, out_MN: Tensor) -> None:
-    """As sorted_grouped does: gradients of weights by torch.mm, all else in a way that has no place for an answer."""
+    """By oneDNN, which has no place for an answer; gradients of weights by torch.mm, which is faster there."""
     if a_MK.is_contiguous():
         product(a_MK, b_NK)
     else:
@@ -113,7 +113,7 @@ def main() -> None:
     with torch.no_grad():
         calls |= {
             "products by torch.mm": Products(case, sets, by_mm),
-            "its own products": Products(case, sets, by_product),
+            "products by oneDNN": Products(case, sets, by_product),
         }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(given.turns + 1):

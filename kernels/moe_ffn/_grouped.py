@@ -11,9 +11,10 @@ rows that belong to one expert and e = w dy:
 For a backward h and o are kept, (A, F) and (A, D); q is computed again, which costs a pass over h and saves (A, H).
 
 On a GPU with ``torch._grouped_mm`` all experts are one product, and how many tokens each has is never looked at by the
-host. On a CPU a loop over the experts is faster: what one expert needs stays in the caches. There an expert's rows are
-filled up to a multiple of eight, because oneDNN translates a kernel for every number of rows it has not met: the rows
-that follow are multiplied too and cut off, and their gradient is zero.
+host. On a CPU a loop over the experts is faster: what one expert needs stays in the caches. There float32 without a
+gradient is multiplied by C++ of our own (``_native``) where there is a compiler. All else is oneDNN's, and an expert's
+rows are filled up to a multiple of eight, because oneDNN translates a kernel for every number of rows it has not met:
+the rows that follow are multiplied too and cut off, and their gradient is zero.
 
 Letters: N tokens, D width, H hidden units, F = 2 H for gated layers, else H, E experts, A assignments, M of one expert.
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from archbench.kernels.moe_ffn import _grouped_mm
+from archbench.kernels.moe_ffn import _grouped_mm, _native
 from archbench.kernels.moe_ffn._products import Activation, activated, by_onednn, hidden_of, product, slope
 from archbench.kernels.moe_ffn._routing import Routing, counted
 
@@ -129,6 +130,8 @@ def _plan(activation: Activation, x_ND: Tensor, routing: Routing, w_in_EFD: Tens
 
 def _answers(plan: Plan, x_ND: Tensor, w_in_EFD: Tensor, w_out_EHD: Tensor) -> Tensor:
     """(A, D): what the experts say, with nothing kept."""
+    if plan.counts is not None and _native.fits(x_ND, w_in_EFD, w_out_EHD):
+        return _native.forward(plan.activation, x_ND, plan.token_A, plan.counts, w_in_EFD, w_out_EHD)
     x_AD = plan.gathered(x_ND)
     if plan.ends_E is not None:
         return _grouped_mm.forward(plan.activation, x_AD, w_in_EFD, w_out_EHD, plan.ends_E)[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
-import shutil
 import struct
 import subprocess
 from dataclasses import replace
@@ -22,6 +21,7 @@ from archbench.kernels.int4_linear._gate import gate, make_inputs  # noqa: E402
 from archbench.kernels.int4_linear._weights import matrices  # noqa: E402
 from archbench.kernels.int4_linear.cpu_native_w4a8 import SOURCES, Linear, blocks, build  # noqa: E402
 from archbench.track import Unavailable  # noqa: E402
+from emulated_arm import ARMS, emulated  # noqa: E402
 
 # Wider instructions of this processor are left out, so that the paths of smaller ones run here too.
 WAYS: dict[str, tuple[str, ...]] = {"native": ()}
@@ -38,7 +38,6 @@ CASES = [
 ]
 
 
-ARMS = {"dot products": "-march=armv8.2-a+dotprod", "without": "-march=armv8-a"}  # a Raspberry Pi 5, a Pi 4
 EMULATED = [Int4Case(1, 96, 33, layers=2), Int4Case(13, 160, 20, threads=2)]
 
 
@@ -108,18 +107,13 @@ def test_inputs_that_are_not_contiguous_are_right() -> None:
 
 @pytest.mark.parametrize("flag", ARMS.values(), ids=ARMS)
 def test_neon_is_right_too(flag: str, tmp_path: Path) -> None:
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
-    if compiler is None or emulator is None:
-        pytest.skip("needs the Debian packages g++-aarch64-linux-gnu and qemu-user-static")
-    program, source = str(tmp_path / "linear"), str(Path(__file__).with_name("emulated_linear.cpp"))
-    flags = ("-O1", "-std=c++17", "-fopenmp", "-static", flag, f"-I{SOURCES}")
-    subprocess.run([compiler, *flags, source, "-o", program], check=True, capture_output=True)
+    command = emulated(Path(__file__).with_name("emulated_linear.cpp"), flag, tmp_path / "linear", SOURCES)
     for case in EMULATED:
         (x,) = make_inputs(case, 5, "cpu")
         raws = [blocks(matrix) for matrix in matrices(case)]
         sizes = (case.layers, case.tokens, case.outputs, case.inputs, case.threads or 1, raws[0].strides[0])
         given = struct.pack("6i", *sizes) + b"".join(raw.tobytes() for raw in raws) + x.numpy().tobytes()
-        done = subprocess.run([emulator, "-cpu", "max", program], input=given, capture_output=True, check=True)
+        done = subprocess.run(command, input=given, capture_output=True, check=True)
         y = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32)
         assert 0 < gate(case, (x,), y.view(case.layers, case.tokens, case.outputs)) < 0.05
 

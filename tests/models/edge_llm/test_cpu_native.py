@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
-import shutil
 import struct
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from archbench.models.edge_llm._reference import logits as reference
 from archbench.models.edge_llm._weights import open_weights
 from archbench.models.edge_llm.cpu_native import MATRICES, SOURCES, NativeDecoder, build, refusal
 from archbench.track import Unavailable
+from emulated_arm import ARMS, emulated
 
 pytest.importorskip("gguf", reason="model files are written with the package gguf")
 
@@ -36,7 +36,6 @@ WAYS: dict[str, tuple[str, ...]] = {"native": ()}
 if platform.machine() == "x86_64":
     WAYS["avx2"] = ("-mno-avx512f",)
     WAYS["plain"] = ("-mno-avx512f", "-mno-avx2", "-mno-avx")  # 4 lanes, as NEON's
-ARMS = {"dot products": "-march=armv8.2-a+dotprod", "no dot products": "-march=armv8-a"}
 TEXT = EdgeCase("tiny_random", "tg", 5, 126, threads=1)  # crosses a chunk of the cache
 PROMPT = EdgeCase("tiny_random", "pp", 21, 120, threads=1)
 CASES = [
@@ -245,14 +244,10 @@ class Emulated:
 
 @pytest.mark.parametrize("flag", ARMS.values(), ids=ARMS)
 def test_neon_is_right_too(flag: str, tmp_path: Path) -> None:
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
-    if compiler is None or emulator is None:
-        pytest.skip("needs the Debian packages g++-aarch64-linux-gnu and qemu-user-static")
-    program, source = str(tmp_path / "decoder"), str(Path(__file__).parent / "emulated_decoder.cpp")
-    flags = ("-O1", "-std=c++17", "-fopenmp", "-static", flag, f"-I{SOURCES}", f"-I{MATRICES}")
-    subprocess.run([compiler, *flags, source, "-o", program], check=True, capture_output=True)
+    source = Path(__file__).with_name("emulated_decoder.cpp")
+    command = emulated(source, flag, tmp_path / "decoder", SOURCES, MATRICES)
     for case in EMULATED:
-        with Emulated(case.config, emulator, "-cpu", "max", program) as library:
+        with Emulated(case.config, *command) as library:
             right(case, answer(case, NativeDecoder(library, open_weights(case), case)))
 
 
