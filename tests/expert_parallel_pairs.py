@@ -58,6 +58,10 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     distributed.init_process_group("gloo")
+    if distributed.get_world_size() != RANKS + 1:
+        raise SystemExit(
+            f"{RANKS + 1} processes, not {distributed.get_world_size()}: torchrun --nproc-per-node {RANKS + 1}"
+        )
     rank, sharing = distributed.get_rank(), distributed.new_group(list(range(RANKS)))
     case = replace(CASE, backward=given.backward)
     inputs = TRACK.make_inputs(case, 1, "cpu")

@@ -2,9 +2,9 @@
 
 ``archbench run`` pairs everything with ``dense``, so two contenders meet in two runs only. Here all of them take turns,
 in random order, with the matrix products alone: the router's, and each expert's two on rows that are sorted already,
-once by ``torch.mm``, written into tensors that are there already, and once by oneDNN. Each answer passes the gate first,
-and the largest difference from the answers of ``sorted_grouped`` is printed. Run by hand, it is no part of the test
-suite:
+once by ``torch.mm``, written into tensors that are there already, and once by oneDNN. Each answer passes the gate
+first, and the largest difference from the answers of ``sorted_grouped`` is printed. Run by hand, it is no part of the
+test suite:
 
     python tests/moe_pairs.py st_moe mixture_of_experts transformers_mixtral \\
         --case b8-t256-d256-h896-e8-k2-topk-fp32-fwd

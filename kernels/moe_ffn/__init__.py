@@ -259,7 +259,8 @@ one is chosen and the other is not: everybody routes the same, and answers can b
 `dense` is one layer with the same number of operations for a token, without a router; `dense_equal_params` has the
 parameters of all experts and uses them all. Both compute something else, so they are timed and not ranked. Both call
 `torch.mm`, on a CPU the vendor's BLAS, as `expert_loop` does: what that one costs beside `dense` is what routing costs.
-`sorted_grouped` multiplies by oneDNN, which is quicker on some processors, and may be below `dense` for that alone.
+`sorted_grouped` multiplies by C++ of its own (float32 forwards) or by oneDNN, which are quicker on some processors, and
+may be below `dense` for that alone.
 
 A capacity makes tensors rectangular and drops what does not fit. `dropped` is part of the answer and is checked: nobody
 drops in silence. In dropless cases a contender that needs rectangles (`einsum_dispatch`, `st_moe`,
