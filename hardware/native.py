@@ -85,6 +85,6 @@ def _run(compiler: str, *arguments: str) -> None:
     done = subprocess.run([compiler, *arguments], capture_output=True, text=True)
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-        if "fopenmp" in first:
+        if "fopenmp" in first or "omp.h" in first:
             raise Unavailable(f"needs a C++ compiler with OpenMP; {Path(compiler).name} has none")
         raise RuntimeError(f"{Path(compiler).name} failed: {first}")

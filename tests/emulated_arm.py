@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from archbench.hardware import native
+
 ARMS = {"a Raspberry Pi 5": "-march=armv8.2-a+dotprod", "a Pi 4": "-march=armv8-a"}  # dot products, and without
 
 
@@ -16,6 +18,7 @@ def emulated(source: Path, flag: str, program: Path, *includes: Path) -> list[st
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
     if compiler is None or emulator is None:
         pytest.skip("needs the Debian packages g++-aarch64-linux-gnu and qemu-user-static")
-    flags = ("-O1", "-std=c++17", "-fopenmp", "-static", flag, *(f"-I{folder}" for folder in includes))
+    flags = [given for given in native.FLAGS if given not in ("-fPIC", "-shared")]
+    flags += ["-static", flag, *(f"-I{folder}" for folder in includes)]
     subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True, capture_output=True)
     return [emulator, "-cpu", "max", str(program)]

@@ -57,17 +57,17 @@ inline uint16_t narrow(float x) {  // round to nearest even; the inputs are fini
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// 2^x for x <= 0 to 2e-7: round to the nearest integer, a polynomial for the rest, the integer into the exponent.
+// 2^x for x <= 0 to 2e-7: round to the nearest integer, a minimax polynomial for the rest, the integer into the exponent.
 inline Vector exp2(Vector x) {
     const Vector magic = all(12582912.0f);  // 1.5 * 2^23: its low bits are the rounded integer
     x = larger(x, all(-126.0f));
     Vector shifted = x + magic;
     Vector f = x - (shifted - magic);
-    Vector p = all(1.3333558e-3f);
-    p = p * f + all(9.6181291e-3f);
-    p = p * f + all(5.5504109e-2f);
-    p = p * f + all(2.4022651e-1f);
-    p = p * f + all(6.9314718e-1f);
+    Vector p = all(1.3264727e-3f);
+    p = p * f + all(9.6715130e-3f);
+    p = p * f + all(5.5507340e-2f);
+    p = p * f + all(2.4022242e-1f);
+    p = p * f + all(6.9314700e-1f);
     p = p * f + all(1.0f);
     return reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) + (reinterpret_cast<Integers>(shifted) << 23));
 }

@@ -77,16 +77,16 @@ inline float max_of(Vector x) {
 }
 #endif
 
-// 2^x to 2e-7 for |x| <= 126, clamped beyond: the nearest integer goes into the exponent, a polynomial does the rest.
+// 2^x to 2e-7 for |x| <= 126, clamped beyond: the nearest integer goes into the exponent, a minimax polynomial does the rest.
 inline Vector exp2(Vector x) {
     const Vector magic = all(12582912.0f);  // 1.5 * 2^23: its low bits are the rounded integer
     x = smaller(larger(x, all(-126.0f)), all(126.0f));
     const Vector shifted = x + magic, f = x - (shifted - magic);
-    Vector p = all(1.3333558e-3f);
-    p = p * f + all(9.6181291e-3f);
-    p = p * f + all(5.5504109e-2f);
-    p = p * f + all(2.4022651e-1f);
-    p = p * f + all(6.9314718e-1f);
+    Vector p = all(1.3264727e-3f);
+    p = p * f + all(9.6715130e-3f);
+    p = p * f + all(5.5507340e-2f);
+    p = p * f + all(2.4022242e-1f);
+    p = p * f + all(6.9314700e-1f);
     p = p * f + all(1.0f);
     return reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) + (reinterpret_cast<Integers>(shifted) << 23));
 }

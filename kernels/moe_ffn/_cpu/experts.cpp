@@ -17,8 +17,8 @@ namespace {
 
 using namespace experts;
 
-constexpr int BLOCK_UNITS = 128;              // hidden units
-constexpr int64_t PANELS_BYTES = 400 << 10;   // of tokens that a thread works on: half of a second-level cache
+constexpr int BLOCK_UNITS = 128;            // hidden units
+constexpr int64_t PANELS_BYTES = 1 << 20;   // of tokens, answers and hidden units a thread works on: a second-level cache
 
 struct Experts {
     int64_t D, H;
@@ -31,7 +31,10 @@ struct Piece {
     int rows;
 };
 
-int most_panels(int64_t D) { return int(std::max<int64_t>(1, PANELS_BYTES / (TOKENS * 4 * D))); }
+// That a thread works on at once. An element of a weight is read once for all of them.
+int most_panels(int64_t D) {
+    return int(std::max<int64_t>(1, PANELS_BYTES / (int64_t(TOKENS) * 4 * (2 * D + BLOCK_UNITS))));
+}
 
 // The work in pieces, smaller ones towards the end: the last thread to finish should not be alone for long.
 std::vector<Piece> pieces_of(const int64_t* counts, int64_t E, int64_t D, int threads) {
@@ -146,10 +149,11 @@ void apply(const Experts& e, const Piece& piece, const float* x, const int64_t* 
 
 }  // namespace
 
-// Floats of scratch memory that a thread wants.
+// Floats of scratch memory that a thread wants; D from 1 to 2^28.
 extern "C" int64_t archbench_moe_scratch(int64_t D) { return Scratch::floats(D); }
 
-// said [A][D] = what each row's expert says of its token. x [N][D], token [A], counts [E] of the rows of each expert.
+// said [A][D] = what each row's expert says of its token. x [N][D], token [A] below N, counts [E] of the rows of each
+// expert, A in all; scratch of archbench_moe_scratch for each thread, of which there is at least one. Nothing is checked.
 extern "C" void archbench_moe_forward(int gated, int64_t E, int64_t D, int64_t H, const float* x, const int64_t* token,
                                       const int64_t* counts, const float* w_in, const float* w_out, float* scratch,
                                       int threads, float* said) {

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="no torch installed")
 
 from torch import Tensor  # noqa: E402 - the skip comes before what needs torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from archbench.hardware import native  # noqa: E402
@@ -31,13 +35,13 @@ if platform.machine() == "x86_64":
 ACTIVATIONS: tuple[Activation, ...] = ("swiglu", "relu")
 WIDTHS_HIDDEN = [(16, 8), (64, 128), (48, 131), (20, 5), (7, 257), (1, 1), (3, 130)]
 COUNTS = [0, 1, 15, 16, 17, 0, 47, 48, 49, 97, 200, 0]  # panels of one, two and three vectors, and several of them
-BOUND = 2e-6  # float32 sums of at most 257 terms, gates to 2e-7, against float64
+BOUND = 2e-6  # of float32 sums of at most 257 terms, against float64
 
 
 @pytest.fixture(params=WAYS, scope="module")
 def compiled(request: pytest.FixtureRequest) -> ctypes.CDLL:
     try:
-        path = native.build(_native.SOURCES, WAYS[request.param], (_native.VECTORS,))
+        path = native.build(_native.SOURCES, WAYS[request.param], (_native.HEADERS,))
     except Unavailable as reason:
         pytest.skip(str(reason))
     return _native.declared(ctypes.CDLL(str(path)))
@@ -107,13 +111,85 @@ def test_what_is_not_finite_stays_so_and_in_its_rows(
     assert torch.equal(got[~hit], clean[~hit])
 
 
-def test_gates_far_from_zero_are_open_or_shut(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gates_are_right_one_by_one(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1 unit, gate g and value 1, times 1e30, so that small answers are ordinary numbers."""
     monkeypatch.setattr(_native, "library", lambda: compiled)
-    x = torch.tensor([0.0, -1e-30, 1e-30, 20.0, -20.0, 87.0, -87.0, 89.0, -89.0, 1e18, -1e18])
-    w_in, w_out = torch.ones(1, 2, 1), torch.ones(1, 1, 1)  # gate and value are x
-    got = _native.forward("swiglu", x[:, None], torch.arange(len(x)), [len(x)], w_in, w_out)[:, 0]
-    want = F.silu(x.double()) * x.double()
-    assert torch.allclose(got.double(), want, rtol=1e-6, atol=1e-33)
+    dense = torch.linspace(-87.3, 87.3, 5001)
+    g = torch.cat((dense, torch.tensor([0.0, -1e-30, 1e-30, 1e8, -87.34, -88.0, -1e30, -3e38])))
+    x = torch.stack((g, torch.ones_like(g)), -1)
+    w_out = torch.tensor([[[1e30, 0.0]]])
+    got = _native.forward("swiglu", x, torch.arange(len(g)), [len(g)], torch.eye(2)[None], w_out)[:, 0].double()
+    shut = g < -87.33
+    assert not got[shut].any()
+    open_g, got = g[~shut], got[~shut]
+    assert (got[open_g == 0] == 0).all()
+    g64 = open_g[open_g != 0].double()
+    off = (got[open_g != 0] / (F.silu(g64) * w_out[0, 0, 0].double()) - 1).abs()
+    assert (off <= 4e-7 + 8e-8 * g64.abs().clamp(max=90)).all()
+    overflowing = torch.tensor([[[3e38, 0.0], [0.0, 1.0]]])
+    said = _native.forward(
+        "swiglu", torch.tensor([[-10.0, 1.0], [10.0, 1.0]]), torch.arange(2), [2], overflowing, w_out
+    )
+    assert said[:, 0].tolist() == [0, torch.inf]
+
+
+def test_float32_on_a_cpu_is_all_it_takes() -> None:
+    if _native.library() is None:
+        pytest.skip("no C++ compiler")
+    single = torch.zeros(1)
+    assert _native.fits(single, single)
+    for other in (single.bfloat16(), single.double(), single.to("meta")):
+        assert not _native.fits(single, other)
+        assert not _native.fits(other, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (
+            {"x": (230, 8)},
+            ValueError,
+            r"x, w_in and w_out do not fit together: \(230, 8\), \(12, 48, 16\), \(12, 24, 16\)",
+        ),
+        ({"w_in": (3, 48, 16)}, ValueError, "do not fit together"),
+        ({"w_out": (12, 24, 8)}, ValueError, "do not fit together"),
+        ({"x": (230, 0), "w_in": (12, 48, 0), "w_out": (12, 24, 0)}, ValueError, "do not fit together"),
+        ({"counts": [*COUNTS[:-1], 1]}, ValueError, "490 rows of 12 experts, counts"),
+        ({"counts": COUNTS[:-1]}, ValueError, "490 rows of 12 experts, counts"),
+        ({"x": (229, 16)}, IndexError, "tokens 0 to 229 of 229"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_name(
+    change: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    if _native.library() is None:
+        pytest.skip("no C++ compiler")
+    x, token_A, w_in, w_out = drawn(16, 24, "swiglu")
+    given = {"x": x, "w_in": w_in, "w_out": w_out, "counts": COUNTS}
+    given |= {name: value if name == "counts" else torch.zeros(value) for name, value in change.items()}
+    with pytest.raises(error, match=said):
+        _native.forward("swiglu", given["x"], token_A, given["counts"], given["w_in"], given["w_out"])
+
+
+@pytest.mark.parametrize("how", ["int32 tokens", "a view that negates", "a traced graph", "fake"])
+def test_tensors_that_are_no_plain_memory_are_right(how: str) -> None:
+    if _native.library() is None:
+        pytest.skip("no C++ compiler")
+    x, token_A, w_in, w_out = drawn(16, 24, "swiglu")
+    want = exact("swiglu", x, token_A, COUNTS, w_in, w_out)
+    if how == "int32 tokens":
+        assert_right(_native.forward("swiglu", x, token_A.int(), COUNTS, w_in, w_out), want)
+    elif how == "a view that negates":
+        assert_right(_native.forward("swiglu", torch._neg_view(-x), token_A, COUNTS, w_in, w_out), want)
+    elif how == "a traced graph":
+
+        def call(x: Tensor) -> Tensor:
+            return _native.forward("swiglu", x, token_A, COUNTS, w_in, w_out)
+
+        assert_right(make_fx(call)(torch.zeros_like(x))(x), want)
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert _native.forward("swiglu", x, token_A, COUNTS, w_in, w_out).shape == want.shape
 
 
 def test_nobody_is_asked_where_the_list_is_empty(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +208,18 @@ def test_tensors_in_other_strides_are_read_right(compiled: ctypes.CDLL, monkeypa
 
 def missing(*_: object) -> ctypes.CDLL:
     raise Unavailable("needs a C++ compiler")
+
+
+def broken(*_: object) -> ctypes.CDLL:
+    raise RuntimeError("c++ failed: no message")
+
+
+def test_a_compiler_that_does_not_work_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "load", broken)
+    with pytest.warns(
+        UserWarning, match=r"multiplied by oneDNN: their C\+\+ is not there \(c\+\+ failed: no message\)"
+    ):
+        assert _native.library.__wrapped__() is None
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -166,16 +254,42 @@ def test_a_layer_asks_for_it_where_nothing_is_kept_and_a_compiler_is_there(
     assert asked == [torch.float32] * there
 
 
+def given_to_a_program(
+    activation: Activation, width: int, hidden: int, counts: list[int], tokens: int
+) -> tuple[bytes, Tensor]:
+    """What emulated_experts.cpp reads, and what it should say."""
+    x, token_A, w_in, w_out = drawn(width, hidden, activation, counts, tokens)
+    sizes = (activation == "swiglu", len(counts), width, hidden, tokens, len(token_A), 2)
+    parts = (tensor.numpy().tobytes() for tensor in (token_A, torch.tensor(counts), x, w_in, w_out))
+    return struct.pack("7q", *sizes) + b"".join(parts), exact(activation, x, token_A, counts, w_in, w_out)
+
+
+def said_by(command: list[str], given: bytes, width: int) -> Tensor:
+    done = subprocess.run(command, input=given, capture_output=True, check=True)
+    return torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(-1, width)
+
+
+SOURCE = Path(__file__).with_name("emulated_experts.cpp")
+
+
 @pytest.mark.parametrize("flag", ARMS.values(), ids=ARMS)
 def test_neon_is_right_too(flag: str, tmp_path: Path) -> None:
-    source = Path(__file__).with_name("emulated_experts.cpp")
-    command = emulated(source, flag, tmp_path / "experts", _native.SOURCES, _native.VECTORS)
-    counts, tokens, (width, hidden) = [0, 1, 13, 31], 40, (21, 133)
+    command = emulated(SOURCE, flag, tmp_path / "experts", _native.SOURCES, _native.HEADERS)
     for activation in ACTIVATIONS:
-        x, token_A, w_in, w_out = drawn(width, hidden, activation, counts, tokens)
-        sizes = (activation == "swiglu", len(counts), width, hidden, tokens, len(token_A), 2)
-        parts = (tensor.numpy().tobytes() for tensor in (token_A, torch.tensor(counts), x, w_in, w_out))
-        given = struct.pack("7q", *sizes) + b"".join(parts)
-        done = subprocess.run(command, input=given, capture_output=True, check=True)
-        got = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(-1, width)
-        assert_right(got, exact(activation, x, token_A, counts, w_in, w_out))
+        given, want = given_to_a_program(activation, 21, 133, [0, 1, 13, 31], 40)
+        assert_right(said_by(command, given, 21), want)
+
+
+def test_nothing_beyond_the_ends_is_read_or_written(tmp_path: Path) -> None:
+    compiler, program = shutil.which("g++"), str(tmp_path / "experts")
+    if compiler is None:
+        pytest.skip("needs g++")
+    flags = ("-O1", "-g0", "-std=c++17", "-fopenmp", "-march=native", "-fsanitize=address")
+    includes = (f"-I{_native.SOURCES}", f"-I{_native.HEADERS}")
+    done = subprocess.run([compiler, *flags, *includes, str(SOURCE), "-o", program], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"g++ has no address sanitizer: {done.stderr[-200:]}")
+    for activation in ACTIVATIONS:
+        for width, hidden in WIDTHS_HIDDEN:
+            given, want = given_to_a_program(activation, width, hidden, COUNTS, 230)
+            assert_right(said_by([program], given, width), want)
