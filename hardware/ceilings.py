@@ -1,7 +1,8 @@
 """What this machine can really do: copy and read bandwidth, matrix rate per dtype, at one thread and at all cores.
 
 A ceiling is the *best* rate seen, because it is used as a limit: a CPU's buffers lie in huge pages where the kernel has
-them, its copy is tried with stores that go around the caches, its read with a loop that does nothing else. Bandwidth
+them, its copy is tried with stores that go around the caches, its read with a loop that does nothing else, and its
+float32 rate with multiplications that stay in registers: a product of ours may be faster than the BLAS. Bandwidth
 buffers are over four times all last-level caches together (but at most a quarter of the free memory each). Results are
 cached per boot: on a shared machine another boot may be another neighbourhood.
 
@@ -49,8 +50,9 @@ GPU_WINDOW_S = 0.25  # an idle card needs time to raise its clock
 LONGEST_CALL_S = 0.5  # a larger product is not tried where a call would take longer: emulated dtypes, small boards
 DTYPES = {"fp64", "fp32", "tf32", "bf16", "fp16", "int8"}
 LINE_BYTES = 64
-STREAM = Path(__file__).parent / "_cpu"
-SERIES = 6  # raise when ceilings are measured differently: older cache files are then measured again
+ROUNDS = 1 << 20  # of the loop of multiplications: some milliseconds
+LOOPS = Path(__file__).parent / "_cpu"
+SERIES = 7  # raise when ceilings are measured differently: older cache files are then measured again
 
 Floats = npt.NDArray[np.float32]
 Best = Callable[[Callable[[], Any]], float]  # a call -> the fewest seconds it took
@@ -159,8 +161,9 @@ def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceil
     try:
         import torch
     except ImportError:
-        return _raise_to_fewer_threads([*_numpy_bandwidth(size, threads), *_numpy_matrix(dtypes)])
-    found = []
+        by_numpy = [*_numpy_bandwidth(size, threads), *_numpy_matrix(dtypes)]
+        return _raise_to_fewer_threads(_raise_to_multipliers(by_numpy, host.cpu.cores))
+    found: list[Ceiling] = []
     before = torch.get_num_threads()
     try:
         found += _bandwidth(torch, size, "cpu", threads, _best_seconds)
@@ -169,7 +172,30 @@ def _cpu(host: Host, dtypes: Sequence[str], threads: Sequence[int]) -> list[Ceil
             found += _matrix(torch, dtypes, "cpu", count, CPU_MATRIX_SIZES, _best_seconds)
     finally:
         torch.set_num_threads(before)
-    return _raise_to_fewer_threads(found)
+    return _raise_to_fewer_threads(_raise_to_multipliers(found, host.cpu.cores))
+
+
+def _raise_to_multipliers(found: Sequence[Ceiling], cores: int) -> list[Ceiling]:
+    """Float32 products can be no faster than multiplications that wait for nothing; a BLAS comes close at best."""
+    return [
+        msgspec.structs.replace(c, value=max(c.value, multiply_add_rate(c.threads or cores)))
+        if (c.name, c.dtype) == ("matrix", "fp32")
+        else c
+        for c in found
+    ]
+
+
+def multiply_add_rate(threads: int) -> float:
+    """Float32 operations per second of so many threads that multiply and add in registers; 0 without a compiler."""
+    try:
+        library = native.load(LOOPS)
+    except (Unavailable, RuntimeError, OSError):
+        return 0.0
+    loop, count = library.archbench_multiply_add, library.archbench_multiply_add_operations
+    loop.restype, count.restype = ctypes.c_float, ctypes.c_int64
+    call = partial(loop, ctypes.c_int64(ROUNDS), ctypes.c_float(0.5), ctypes.c_float(1.0), threads)
+    operations: int = count() * ROUNDS * threads
+    return operations / _best_seconds(call)
 
 
 def _raise_to_fewer_threads(found: list[Ceiling]) -> list[Ceiling]:
@@ -229,7 +255,7 @@ class _Streaming:
     def of(cls, source: Floats, target: Floats, threads: int | None) -> _Streaming:
         """Of two buffers; none without a C++ compiler."""
         try:
-            library = native.load(STREAM)
+            library = native.load(LOOPS)
         except (Unavailable, RuntimeError, OSError):
             return cls()
         starts = [ctypes.c_void_p(-(-a.ctypes.data // LINE_BYTES) * LINE_BYTES) for a in (target, source)]

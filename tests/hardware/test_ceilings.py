@@ -186,7 +186,7 @@ def test_without_torch_numpy_measures(host: Host, tmp_path: Path, monkeypatch: p
 def test_the_reading_loop_reads_everything(threads: int) -> None:
     """One bit anywhere shows; of each thread's part less than 256 bytes at its end are left out."""
     try:
-        read = native.load(module.STREAM).archbench_read
+        read = native.load(module.LOOPS).archbench_read
     except Unavailable as reason:
         pytest.skip(str(reason))
     read.restype = ctypes.c_uint64
@@ -199,6 +199,35 @@ def test_the_reading_loop_reads_everything(threads: int) -> None:
         memory[start + place] = 1 << place % 8
         assert read(*asked) != 0, place
         memory[start + place] = 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_multiplying_loop_multiplies_as_often_as_it_says(threads: int) -> None:
+    """After k rounds from j on, with a factor of 1 and a term of 1, every x is j + k."""
+    try:
+        library = native.load(module.LOOPS)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    library.archbench_multiply_add.restype = ctypes.c_float
+    library.archbench_multiply_add_operations.restype = ctypes.c_int64
+    numbers = library.archbench_multiply_add_operations() // 2
+    lanes, chains, rounds = numbers // 12, 12, 100
+    found = library.archbench_multiply_add(ctypes.c_int64(rounds), ctypes.c_float(1), ctypes.c_float(1), threads)
+    assert found == threads * lanes * (chains * (chains - 1) // 2 + chains * rounds)
+    assert module.multiply_add_rate(threads) > 1e8
+
+
+def test_float32_products_are_bound_by_the_multipliers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a BLAS that a contender may be faster than."""
+    monkeypatch.setattr(module, "multiply_add_rate", lambda threads: 7.0 * threads)
+    found = [
+        Ceiling("matrix", 5.0, "op/s", threads=1, dtype="fp32"),
+        Ceiling("matrix", 20.0, "op/s", threads=2, dtype="fp32"),
+        Ceiling("matrix", 5.0, "op/s", threads=1, dtype="bf16"),
+        Ceiling("matrix", 5.0, "op/s", dtype="fp32"),  # numpy's, with the threads its BLAS takes
+        Ceiling("copy", 4.0, "B/s", threads=2),
+    ]
+    assert [c.value for c in module._raise_to_multipliers(found, 4)] == [7.0, 20.0, 5.0, 28.0, 4.0]
 
 
 @pytest.mark.usefixtures("small")
