@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
 import struct
@@ -289,7 +290,15 @@ def test_nothing_beyond_the_ends_is_read_or_written(tmp_path: Path) -> None:
     done = subprocess.run([compiler, *flags, *includes, str(SOURCE), "-o", program], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"g++ has no address sanitizer: {done.stderr[-200:]}")
+    quiet = {
+        **os.environ,
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }  # leaks are looked for through ptrace, which may be forbidden
     for activation in ACTIVATIONS:
         for width, hidden in WIDTHS_HIDDEN:
             given, want = given_to_a_program(activation, width, hidden, COUNTS, 230)
-            assert_right(said_by([program], given, width), want)
+            ended = subprocess.run([program], input=given, capture_output=True, env=quiet)
+            if ended.returncode and b"ERROR: AddressSanitizer" not in ended.stderr:
+                pytest.skip(f"the address sanitizer does not run here: {ended.stderr[-200:]!r}")
+            assert not ended.returncode, ended.stderr.decode()
+            assert_right(torch.frombuffer(bytearray(ended.stdout), dtype=torch.float32).view(-1, width), want)
